@@ -1,0 +1,16 @@
+// The checks of the op's arguments, the same for every device and for meta tensors. Exception types
+// are those of torch.nn.functional.cross_entropy. Labels are checked by the kernels, as they are
+// read.
+#pragma once
+
+#include "args.h"
+
+namespace softreg {
+
+void check(const CrossEntropyArgs& args);
+void check(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad);
+
+// The IndexError for a label out of range.
+[[noreturn]] void throw_bad_label(const CrossEntropyArgs& args, int64_t row, int64_t label);
+
+}  // namespace softreg

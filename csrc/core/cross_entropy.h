@@ -1,0 +1,71 @@
+// Softmax cross-entropy of one row and its gradient, for the host compiler and nvcc alike.
+//
+// With lse = log(sum_c exp(x_c)), label t, class weights w (all 1 when not given) and label
+// smoothing s over C classes (Szegedy et al., 2016):
+//
+//   loss = (1 - s) w_t (lse - x_t) + s/C sum_c w_c (lse - x_c)
+//   d loss / d x_c = ((1 - s) w_t + s/C sum_k w_k) softmax(x)_c - s/C w_c - [c = t] (1 - s) w_t
+//
+// lse is kept as max + log_sum and never added up: their sum would lose the digits of log_sum
+// where |max| is large (from 2^24 on in float32, all of them).
+#pragma once
+
+#include "log_sum_exp.h"
+
+namespace softreg {
+
+// The factors of a row's loss that come from its target and the options, not from its logits.
+template <typename F>
+struct RowCoefficients {
+  F on_target;   // (1 - s) w_t
+  F per_class;   // s / C
+  F weight_sum;  // sum_c w_c, or C
+};
+
+// lse - x, for a logit that was shifted by the row's maximum.
+template <typename F>
+SOFTREG_INLINE F negative_log_likelihood(F log_sum, F shifted_logit) {
+  return log_sum - shifted_logit;
+}
+
+// smooth_nll = sum_c w_c (lse - x_c), 0 without label smoothing.
+template <typename F>
+SOFTREG_INLINE F row_loss(RowCoefficients<F> row, F target_nll, F smooth_nll) {
+  return row.on_target * target_nll + row.per_class * smooth_nll;
+}
+
+// sum_c w_c (lse - x_c) from lse - reference and sum_c w_c (x_c - reference).
+template <typename F>
+SOFTREG_INLINE F smooth_negative_log_likelihood(F weight_sum, F lse_minus_reference,
+                                                F weighted_logit_sum) {
+  return weight_sum * lse_minus_reference - weighted_logit_sum;
+}
+
+// softmax(x)_c, for a logit that was shifted by the row's maximum.
+template <typename F>
+SOFTREG_INLINE F probability(F shifted_logit, F log_sum) {
+  return vexp(shifted_logit - log_sum);
+}
+
+// One row's gradient, times the upstream gradient: softmax_scale * softmax(x)_c - offset_c, where
+// offset_c is target_offset for the target and weight_scale * w_c for the others.
+template <typename F>
+struct RowGradient {
+  F softmax_scale;
+  F weight_scale;
+  F target_offset;
+};
+
+template <typename F>
+SOFTREG_INLINE RowGradient<F> row_gradient(RowCoefficients<F> row, F target_weight, F upstream) {
+  // Scale and target_offset in one form: with a single class they cancel to the last bit.
+  return {upstream * (row.on_target + row.per_class * row.weight_sum), upstream * row.per_class,
+          upstream * (row.on_target + row.per_class * target_weight)};
+}
+
+template <typename F>
+SOFTREG_INLINE F logit_gradient(F probability, F softmax_scale, F offset) {
+  return probability * softmax_scale - offset;
+}
+
+}  // namespace softreg

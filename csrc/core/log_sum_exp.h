@@ -1,0 +1,37 @@
+// The state of a running log(sum exp(x)), for the host compiler and nvcc alike.
+// F is a value: float, double, or a SIMD vector whose lanes are independent states.
+// Found by overload for each F: vmax, vexp, zero_if_neg_inf.
+#pragma once
+
+#include "value.h"
+
+namespace softreg {
+
+// Of the logits seen so far: their maximum, and sum = sum_c exp(x_c - shift(max)).
+template <typename F>
+struct LogSumExp {
+  F max;
+  F sum;
+};
+
+template <typename F>
+SOFTREG_INLINE LogSumExp<F> empty_log_sum_exp(F neg_inf, F zero) {
+  return {neg_inf, zero};
+}
+
+// What is subtracted before exp: the maximum, or 0 where every logit is -inf.
+// Without a branch: `if (max == -inf) return` would drop a NaN on its way.
+template <typename F>
+SOFTREG_INLINE F shift(F max) {
+  return zero_if_neg_inf(max);
+}
+
+// The state of both sets of logits together; an empty state changes nothing.
+template <typename F>
+SOFTREG_INLINE LogSumExp<F> merge(LogSumExp<F> a, LogSumExp<F> b) {
+  const F max = vmax(a.max, b.max);
+  const F common = shift(max);
+  return {max, a.sum * vexp(a.max - common) + b.sum * vexp(b.max - common)};
+}
+
+}  // namespace softreg

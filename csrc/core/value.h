@@ -1,0 +1,33 @@
+// What a value type must offer to the formulas of core/, here for plain float and double.
+// A SIMD vector brings the same functions along (cpu/vec.h).
+#pragma once
+
+#include <math.h>
+
+#ifdef __CUDACC__
+#define SOFTREG_INLINE __host__ __device__ __forceinline__
+#else
+#define SOFTREG_INLINE inline __attribute__((always_inline))
+#endif
+
+namespace softreg {
+
+// The larger one; if x is NaN, `best` is kept. A NaN logit is not lost: exp carries it into the
+// sum.
+template <typename F>
+SOFTREG_INLINE F vmax(F best, F x) {
+  return x > best ? x : best;
+}
+
+SOFTREG_INLINE float vexp(float x) { return expf(x); }
+SOFTREG_INLINE double vexp(double x) { return exp(x); }
+
+SOFTREG_INLINE float vlog(float x) { return logf(x); }
+SOFTREG_INLINE double vlog(double x) { return log(x); }
+
+template <typename F>
+SOFTREG_INLINE F zero_if_neg_inf(F x) {
+  return x == -static_cast<F>(INFINITY) ? F(0) : x;
+}
+
+}  // namespace softreg

@@ -1,0 +1,107 @@
+// SIMD vectors for the formulas of core/, over at::vec. Included by kernels.inc.h alone. Everything
+// is inlined by force or named after at::vec's type, which differs from one instruction set to the
+// next: no function compiled for one can be linked into another's.
+// The overloads stand before the formulas that call them: no argument-dependent lookup finds them.
+#pragma once
+
+#include <ATen/cpu/vec/functional.h>
+#include <ATen/cpu/vec/vec.h>
+
+#include "core/value.h"
+
+namespace softreg {
+
+template <typename A>
+using Vec = at::vec::Vectorized<A>;
+
+template <typename A>
+SOFTREG_INLINE Vec<A> vmax(Vec<A> best, Vec<A> x) {
+  return at::vec::clamp_min(x, best);  // one instruction; keeps `best` or x when the other is NaN
+}
+
+template <typename A>
+SOFTREG_INLINE Vec<A> zero_if_neg_inf(Vec<A> x) {
+  return Vec<A>::blendv(x, Vec<A>(0), x == Vec<A>(-INFINITY));
+}
+
+template <typename A>
+SOFTREG_INLINE Vec<A> vlog(Vec<A> x) {
+  return x.log();
+}
+
+SOFTREG_INLINE Vec<float> mul_add(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return at::vec::fmadd(a, b, c);
+}
+
+// 0 where x < limit, value elsewhere; a NaN x keeps its value.
+SOFTREG_INLINE Vec<float> zero_below(Vec<float> x, Vec<float> limit, Vec<float> value) {
+  return Vec<float>::blendv(value, Vec<float>(0), x < limit);
+}
+
+// value * 2^n, n in the low mantissa bits of `biased`: moved up, they add to value's exponent.
+SOFTREG_INLINE Vec<float> scale_by_power_of_two(Vec<float> value, Vec<float> biased) {
+#if defined(CPU_CAPABILITY_AVX512)
+  const __m512i n = _mm512_slli_epi32(_mm512_castps_si512(biased), 23);
+  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(value), n));
+#elif defined(CPU_CAPABILITY_AVX2)
+  const __m256i n = _mm256_slli_epi32(_mm256_castps_si256(biased), 23);
+  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(value), n));
+#else
+  uint32_t bits[Vec<float>::size()], n[Vec<float>::size()];
+  value.store(bits);
+  biased.store(n);
+  for (int lane = 0; lane < Vec<float>::size(); ++lane) {
+    bits[lane] += n[lane] << 23;
+  }
+  return Vec<float>::loadu(bits);
+#endif
+}
+
+}  // namespace softreg
+
+#include "core/exp.h"
+
+namespace softreg {
+
+SOFTREG_INLINE Vec<float> vexp(Vec<float> x) { return exp_nonpositive(x); }
+SOFTREG_INLINE Vec<double> vexp(Vec<double> x) { return x.exp(); }
+
+SOFTREG_INLINE Vec<float> load_vec(const float* x) { return Vec<float>::loadu(x); }
+SOFTREG_INLINE Vec<double> load_vec(const double* x) { return Vec<double>::loadu(x); }
+
+template <typename T>
+SOFTREG_INLINE Vec<float> load_vec(const T* x) {
+  Vec<float> wide;
+  at::vec::load_to_float(x, wide);
+  return wide;
+}
+
+template <typename A, typename T>
+SOFTREG_INLINE Vec<A> load_part(const T* x, int64_t count, A padding) {
+  A lanes[Vec<A>::size()];
+  for (int64_t lane = 0; lane < Vec<A>::size(); ++lane) {
+    lanes[lane] = lane < count ? static_cast<A>(x[lane]) : padding;
+  }
+  return Vec<A>::loadu(lanes);
+}
+
+SOFTREG_INLINE void store_vec(float* to, Vec<float> x) { x.store(to); }
+SOFTREG_INLINE void store_vec(double* to, Vec<double> x) { x.store(to); }
+
+template <typename T>
+SOFTREG_INLINE void store_vec(T* to, Vec<float> x) {
+  T narrow[2 * Vec<float>::size()];
+  at::vec::convert_from_float<T>(x, x).store(narrow);
+  __builtin_memcpy(to, narrow, Vec<float>::size() * sizeof(T));
+}
+
+template <typename T, typename A>
+SOFTREG_INLINE void store_part(T* to, int64_t count, Vec<A> x) {
+  A lanes[Vec<A>::size()];
+  x.store(lanes);
+  for (int64_t lane = 0; lane < count; ++lane) {
+    to[lane] = static_cast<T>(lanes[lane]);
+  }
+}
+
+}  // namespace softreg

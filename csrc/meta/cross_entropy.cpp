@@ -1,0 +1,28 @@
+// Meta and fake tensors: the checks and the shapes, no numbers.
+#include <torch/library.h>
+
+#include "args.h"
+#include "checks.h"
+
+namespace softreg {
+namespace {
+
+ForwardOutputs cross_entropy_forward_meta(const CrossEntropyArgs& args) {
+  check(args);
+  return empty_forward_outputs(args);
+}
+
+at::Tensor cross_entropy_backward_meta(const CrossEntropyArgs& args,
+                                       const CrossEntropyGradArgs& grad) {
+  check(args, grad);
+  return empty_grad_logits(args);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(softreg_ext, Meta, m) {
+  m.impl("cross_entropy_forward", &forward_entry<cross_entropy_forward_meta>);
+  m.impl("cross_entropy_backward", &backward_entry<cross_entropy_backward_meta>);
+}
+
+}  // namespace softreg

@@ -1,0 +1,45 @@
+// The schemas, and how C++ calls the ops.
+#include "ops.h"
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/library.h>
+
+namespace softreg {
+namespace {
+
+using ForwardSchema = decltype(forward_entry<cross_entropy_forward>);
+using BackwardSchema = decltype(backward_entry<cross_entropy_backward>);
+
+template <typename Schema>
+c10::TypedOperatorHandle<Schema> find_op(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Schema>();
+}
+
+}  // namespace
+
+ForwardOutputs cross_entropy_forward(const CrossEntropyArgs& args) {
+  static const auto op = find_op<ForwardSchema>("softreg_ext::cross_entropy_forward");
+  return op.call(args.logits, args.target, args.weight, static_cast<int64_t>(args.reduction),
+                 args.ignore_index, args.label_smoothing);
+}
+
+at::Tensor cross_entropy_backward(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad) {
+  static const auto op = find_op<BackwardSchema>("softreg_ext::cross_entropy_backward");
+  return op.call(grad.grad_output, args.logits, args.target, grad.lse, grad.total_weight,
+                 args.weight, static_cast<int64_t>(args.reduction), args.ignore_index,
+                 args.label_smoothing);
+}
+
+TORCH_LIBRARY(softreg_ext, m) {
+  m.def(
+      "cross_entropy_forward(Tensor input, Tensor target, Tensor? weight, int reduction, "
+      "int ignore_index, float label_smoothing) -> (Tensor loss, Tensor lse, Tensor total_weight)",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "cross_entropy_backward(Tensor grad_output, Tensor input, Tensor target, Tensor lse, "
+      "Tensor total_weight, Tensor? weight, int reduction, int ignore_index, "
+      "float label_smoothing) -> Tensor",
+      {at::Tag::pt2_compliant_tag});
+}
+
+}  // namespace softreg

@@ -1,0 +1,205 @@
+"""Builds `softreg_ext._C`. Metadata: pyproject.toml; the search for torch: build_backend.py."""
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from setuptools import setup
+
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT))
+
+from build_backend import MINIMUM_TORCH, expose_target_torch  # noqa: E402
+
+# One file of csrc/cpu per instruction set, compiled with its own flags and chosen at run time.
+X86_KERNEL_FLAGS = {
+    "avx2": ["-mavx2", "-mfma", "-mf16c", "-DCPU_CAPABILITY=AVX2", "-DCPU_CAPABILITY_AVX2"],
+    "avx512": [
+        *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"),
+        *("-DCPU_CAPABILITY=AVX512", "-DCPU_CAPABILITY_AVX512"),
+    ],
+}
+KERNEL_FLAGS = {
+    "generic": ["-DCPU_CAPABILITY=DEFAULT"],
+    **(X86_KERNEL_FLAGS if platform.machine() in ("x86_64", "AMD64") else {}),
+}
+# at::parallel_for is serial without OpenMP; no -std: torch chooses the one its headers need.
+# at::vec's headers trip the three warnings switched off.
+CXX_FLAGS = [
+    *("-O3", "-g0", "-fopenmp", "-fvisibility=hidden"),
+    *("-Wall", "-Wno-unknown-pragmas", "-Wno-psabi", "-Wno-uninitialized", "-Wno-maybe-uninitialized"),
+    *(f"-DSOFTREG_KERNELS_{name.upper()}" for name in KERNEL_FLAGS),
+]
+CUDA_ARCHS = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
+
+
+class CudaPlan(NamedTuple):
+    """Whether the CUDA sources are compiled, and why (not)."""
+
+    enabled: bool
+    reason: str
+
+
+def plan_cuda(torch_cuda: str | None, nvcc_cuda: str | None, env: dict[str, str]) -> CudaPlan:
+    """Decide about the CUDA sources.
+
+    Args:
+        torch_cuda: the CUDA version torch was built with ("13.2"), None for a CPU build.
+        nvcc_cuda: the release of the nvcc found ("13.0"), None where there is none.
+        env: the environment; SOFTREG_NO_CUDA=1 says no, FORCE_CUDA=1 makes a no an error.
+    """
+    forced = env.get("FORCE_CUDA") == "1"
+    if env.get("SOFTREG_NO_CUDA") == "1":
+        if forced:
+            raise SystemExit("FORCE_CUDA=1 and SOFTREG_NO_CUDA=1 contradict each other: unset one.")
+        return CudaPlan(False, "SOFTREG_NO_CUDA=1")
+    if torch_cuda is None:
+        plan = CudaPlan(False, "torch is built without CUDA")
+    elif nvcc_cuda is None:
+        plan = CudaPlan(False, f"torch has CUDA {torch_cuda}, but no nvcc with headers was found")
+    elif torch_cuda.split(".")[0] != nvcc_cuda.split(".")[0]:
+        plan = CudaPlan(False, f"torch has CUDA {torch_cuda}, nvcc is {nvcc_cuda}: majors differ")
+    else:
+        plan = CudaPlan(True, f"torch has CUDA {torch_cuda}, nvcc is {nvcc_cuda}")
+    if forced and not plan.enabled:
+        raise SystemExit(f"FORCE_CUDA=1, but {plan.reason}. Set CUDA_HOME or unset FORCE_CUDA.")
+    return plan
+
+
+def find_cuda_home(guess: str | None) -> Path | None:
+    """The first toolkit folder that holds both nvcc and its headers.
+
+    torch guesses the folder from the nvcc on PATH, which is wrong where that is a wrapper script.
+    """
+    for folder in (os.environ.get("CUDA_HOME"), guess, "/usr/local/cuda"):
+        home = Path(folder) if folder else None
+        if home and (home / "bin/nvcc").exists() and (home / "include/cuda_runtime.h").exists():
+            return home
+    return None
+
+
+def nvcc_output(cuda_home: Path, option: str) -> str:
+    command = [str(cuda_home / "bin/nvcc"), option]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def nvcc_release(cuda_home: Path | None) -> str | None:
+    if cuda_home is None:
+        return None
+    found = re.search(r"release (\d+\.\d+)", nvcc_output(cuda_home, "--version"))
+    return found.group(1) if found else None
+
+
+def default_archs(supported: str) -> str:
+    """TORCH_CUDA_ARCH_LIST for a machine without a GPU, where torch's own default fails.
+
+    Args:
+        supported: what `nvcc --list-gpu-arch` prints (compute_75 ... compute_121).
+    """
+    numbers = set(re.findall(r"compute_(\d+)\b", supported))
+    archs = [arch for arch in CUDA_ARCHS if arch.replace(".", "") in numbers]
+    return ";".join(archs) + "+PTX"
+
+
+def dependencies(torch_version: str | None) -> list[str]:
+    """Run-time requirements; `torch_version` ties a wheel to the torch minor it is built for."""
+    always = ["numpy", "tqdm", "matplotlib", "pillow"]
+    if torch_version is None:
+        return [f"torch>={MINIMUM_TORCH}", "torchvision", *always]
+    public = torch_version.split("+")[0]
+    if "dev" in public:  # a nightly has no torchvision of its own that a resolver could find
+        return [f"torch=={public}", *always]
+    return [f"torch=={'.'.join(public.split('.')[:2])}.*", "torchvision>=0.26", *always]
+
+
+def main() -> None:
+    if {"sdist", "egg_info"} & set(sys.argv):  # describe the sources: no torch is needed
+        setup(install_requires=dependencies(None))
+        return
+    if not expose_target_torch():
+        raise SystemExit(
+            "softreg_ext is compiled against torch, and none was found.\n"
+            "Install it first (pip install torch setuptools ninja), then run\n"
+            "  pip install --no-build-isolation ."
+        )
+
+    import torch
+    from torch.utils import cpp_extension
+
+    cuda_home = find_cuda_home(cpp_extension.CUDA_HOME)
+    cuda = plan_cuda(torch.version.cuda, nvcc_release(cuda_home), dict(os.environ))
+    print(f"softreg_ext: CUDA kernels {'on' if cuda.enabled else 'off'}: {cuda.reason}")
+    if cuda.enabled:
+        cpp_extension.CUDA_HOME = str(cuda_home)
+        if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
+            supported = nvcc_output(cuda_home, "--list-gpu-arch")
+            os.environ["TORCH_CUDA_ARCH_LIST"] = default_archs(supported)
+
+    class BuildKernels(cpp_extension.BuildExtension):
+        """Adds what setuptools lacks: flags of its own for each instruction set's file."""
+
+        def build_extension(self, ext):
+            def compile_kernels(name: str) -> list[str]:
+                return self.compiler.compile(
+                    [f"csrc/cpu/kernels_{name}.cpp"],
+                    output_dir=str(Path(self.build_temp, f"kernels_{name}").resolve()),
+                    include_dirs=ext.include_dirs,
+                    extra_postargs={"cxx": CXX_FLAGS + KERNEL_FLAGS[name], "nvcc": []},
+                )
+
+            with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
+                for objects in pool.map(compile_kernels, KERNEL_FLAGS):
+                    ext.extra_objects.extend(objects)
+            super().build_extension(ext)
+            library = Path(self.get_ext_fullpath(ext.name))
+            facts = {
+                "version": self.distribution.get_version(),
+                "library": library.name,
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "cuda": torch.version.cuda if cuda.enabled else None,
+                "cuda_reason": cuda.reason,
+                "cuda_archs": os.environ.get("TORCH_CUDA_ARCH_LIST") if cuda.enabled else None,
+                "cxx_flags": CXX_FLAGS,
+                "kernel_flags": KERNEL_FLAGS,
+            }
+            library.with_name("_build_info.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+        def copy_extensions_to_source(self):
+            super().copy_extensions_to_source()
+            built = Path(self.build_lib, "softreg_ext", "_build_info.json")
+            self.copy_file(str(built), str(ROOT / "softreg_ext"), level=self.verbose)
+
+    sources = [
+        str(path.relative_to(ROOT))
+        for path in sorted(ROOT.glob("csrc/**/*.c*"))
+        if path.suffix in (".cpp", ".cu")
+        and not path.match("cpu/kernels_*")
+        and (cuda.enabled or path.parent.name != "cuda")
+    ]
+    make_extension = cpp_extension.CUDAExtension if cuda.enabled else cpp_extension.CppExtension
+    extension = make_extension(
+        "softreg_ext._C",
+        sources,
+        include_dirs=[str(ROOT / "csrc")],
+        extra_compile_args={"cxx": CXX_FLAGS, "nvcc": ["-O3"]},
+        extra_link_args=["-fopenmp", "-s"],
+    )
+    # Objects of one torch must not be taken for those of another: a build folder for each.
+    build_base = f"build/py{platform.python_version()}-torch{torch.__version__}"
+    setup(
+        install_requires=dependencies(torch.__version__),
+        ext_modules=[extension],
+        cmdclass={"build_ext": BuildKernels},
+        options={"build": {"build_base": build_base}},
+    )
+
+
+if __name__ == "__main__":
+    main()
