@@ -33,7 +33,13 @@ KERNEL_FLAGS = {
 # at::vec's headers trip the three warnings switched off.
 CXX_FLAGS = [
     *("-O3", "-g0", "-fopenmp", "-fvisibility=hidden"),
-    *("-Wall", "-Wno-unknown-pragmas", "-Wno-psabi", "-Wno-uninitialized", "-Wno-maybe-uninitialized"),
+    *(
+        "-Wall",
+        "-Wno-unknown-pragmas",
+        "-Wno-psabi",
+        "-Wno-uninitialized",
+        "-Wno-maybe-uninitialized",
+    ),
     *(f"-DSOFTREG_KERNELS_{name.upper()}" for name in KERNEL_FLAGS),
 ]
 CUDA_ARCHS = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "core/compensated_sum.h"
+
 namespace softreg {
 
 struct Labels {
@@ -41,9 +43,9 @@ template <typename T, typename A>
 struct BackwardArgs : CrossEntropyRows<T, A> {
   const A* row_max;      // (rows)
   const A* log_sum;      // (rows)
-  const T* grad_output;  // (rows), stride 0 for a reduced loss
+  const T* grad_output;  // (rows), or null for a reduced loss
   int64_t grad_output_stride;
-  A grad_scale;    // 1, or 1 / total_weight for the mean
+  A grad_reduced;  // then: each row's upstream gradient
   T* grad_logits;  // (rows, classes), contiguous
 };
 
@@ -52,8 +54,8 @@ constexpr int64_t kNoBadRow = INT64_MAX;
 
 // Sums over a range of rows.
 struct ForwardTotals {
-  double loss = 0;
-  double weight = 0;            // of the target's class, over the rows that are not ignored
+  CompensatedSum loss;
+  CompensatedSum weight;        // of the target's class, over the rows that are not ignored
   int64_t bad_row = kNoBadRow;  // the first of them
 };
 

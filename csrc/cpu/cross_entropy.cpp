@@ -103,18 +103,18 @@ void forward_typed(const CrossEntropyArgs& args, const ForwardOutputs& outputs) 
 
   ForwardTotals all;
   for (const ForwardTotals& block : totals) {
-    all.loss += block.loss;
-    all.weight += block.weight;
+    all.loss.add(block.loss);
+    all.weight.add(block.weight);
     all.bad_row = std::min(all.bad_row, block.bad_row);
   }
   if (all.bad_row != kNoBadRow) {
     throw_bad_label(args, all.bad_row, kernel_args.target[all.bad_row]);
   }
+  const double sum = all.loss.total(), divisor = all.weight.total();
   if (!per_row) {
-    *loss_data =
-        static_cast<T>(args.reduction == Reduction::kMean ? all.loss / all.weight : all.loss);
+    *loss_data = static_cast<T>(args.reduction == Reduction::kMean ? sum / divisor : sum);
   }
-  *total_weight.mutable_data_ptr<double>() = all.weight;
+  *total_weight.mutable_data_ptr<double>() = divisor;
 }
 
 template <typename T>
@@ -124,14 +124,18 @@ void backward_typed(const CrossEntropyArgs& args, const CrossEntropyGradArgs& gr
   const KernelInputs<T> inputs(args);
   const A* lse_data = grad.lse.const_data_ptr<A>();
   const int64_t rows = inputs.rows().rows, classes = inputs.rows().classes;
-  const bool mean = args.reduction == Reduction::kMean;
+  const T* grad_output = grad.grad_output.const_data_ptr<T>();
+  const bool per_row = grad.grad_output.dim() > 0;
+  // Divided in double: one rounding, not three.
+  const double divisor =
+      args.reduction == Reduction::kMean ? *grad.total_weight.const_data_ptr<double>() : 1;
   const BackwardArgs<T, A> kernel_args{
       inputs.rows(),
       lse_data,
       lse_data + rows,
-      grad.grad_output.const_data_ptr<T>(),
-      grad.grad_output.dim() > 0 ? grad.grad_output.stride(0) : 0,
-      mean ? static_cast<A>(1 / *grad.total_weight.const_data_ptr<double>()) : A(1),
+      per_row ? grad_output : nullptr,
+      per_row ? grad.grad_output.stride(0) : 0,
+      per_row ? A(0) : static_cast<A>(static_cast<double>(*grad_output) / divisor),
       grad_logits.mutable_data_ptr<T>()};
 
   std::atomic<int64_t> bad_row{kNoBadRow};

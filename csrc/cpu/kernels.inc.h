@@ -47,9 +47,10 @@ SOFTREG_INLINE RowCoefficients<A> row_coefficients(const CrossEntropyRows<T, A>&
 template <typename T, typename A>
 SOFTREG_INLINE RowGradient<A> row_gradient(const BackwardArgs<T, A>& args, int64_t row,
                                            int64_t label) {
-  const A upstream = static_cast<A>(args.grad_output[row * args.grad_output_stride]);
-  return row_gradient(row_coefficients(args, label), class_weight(args, label),
-                      upstream * args.grad_scale);
+  const A upstream = args.grad_output
+                         ? static_cast<A>(args.grad_output[row * args.grad_output_stride])
+                         : args.grad_reduced;
+  return row_gradient(row_coefficients(args, label), class_weight(args, label), upstream);
 }
 
 // Ends one row of the forward pass: its loss, from what the vectors found.
@@ -59,12 +60,55 @@ SOFTREG_INLINE void add_row(const ForwardArgs<T, A>& args, int64_t row, RowTarge
   A loss = 0;
   if (target.counts) {
     loss = row_loss(row_coefficients(args, target.label), target_nll, smooth_nll);
-    totals.loss += loss;
-    totals.weight += class_weight(args, target.label);
+    totals.loss.add(loss);
+    totals.weight.add(class_weight(args, target.label));
   }
   if (args.loss) {
     args.loss[row] = static_cast<T>(loss);
   }
+}
+
+struct Max {
+  template <typename F>
+  SOFTREG_INLINE F operator()(F a, F b) const {
+    return vmax(a, b);
+  }
+};
+
+struct Sum {
+  template <typename F>
+  SOFTREG_INLINE F operator()(F a, F b) const {
+    return a + b;
+  }
+};
+
+// Folds item(0), ..., item(n - 1) with `step`, in four accumulators joined by `combine`: that hides
+// the latency of `step`, and a sum of few terms rounds less.
+template <typename V, typename Item, typename Step, typename Combine>
+SOFTREG_INLINE V fold_vectors(int64_t n, V init, Item item, Step step, Combine combine) {
+  V acc[4] = {init, init, init, init};
+  int64_t i = 0;
+  for (; i + 4 <= n; i += 4) {
+    for (int64_t k = 0; k < 4; ++k) {
+      acc[k] = step(acc[k], item(i + k));
+    }
+  }
+  for (; i < n; ++i) {
+    acc[0] = step(acc[0], item(i));
+  }
+  return combine(combine(acc[0], acc[1]), combine(acc[2], acc[3]));
+}
+
+template <typename A, typename Combine>
+SOFTREG_INLINE A fold_lanes(Vec<A> x, Combine combine) {
+  A lanes[Vec<A>::size()];
+  x.store(lanes);
+  for (int64_t half = Vec<A>::size() / 2; half > 0; half /= 2) {
+    for (int64_t lane = 0; lane < half; ++lane) {
+      lanes[lane] = combine(lanes[lane], lanes[lane + half]);
+    }
+  }
+  return lanes[0];
 }
 
 // --- few classes: tile[c] holds class c of Vec::size() consecutive rows ---
@@ -77,6 +121,11 @@ struct Tile {
   A& at(int64_t c, int64_t lane) { return values[c * kRows + lane]; }
   Vec<A> operator[](int64_t c) const { return Vec<A>::loadu(values + c * kRows); }
   void set(int64_t c, Vec<A> x) { x.store(values + c * kRows); }
+
+  template <typename Step, typename Combine>
+  SOFTREG_INLINE Vec<A> fold(int64_t classes, Vec<A> init, Step step, Combine combine) const {
+    return fold_vectors(classes, init, [this](int64_t c) { return (*this)[c]; }, step, combine);
+  }
 
   // Lanes past the last row repeat it: harmless numbers, never used.
   template <typename T>
@@ -106,21 +155,15 @@ ForwardTotals forward_few_classes(const ForwardArgs<T, A>& args, int64_t begin, 
     const int64_t count = end - row < tile.kRows ? end - row : tile.kRows;
     tile.load_rows(args, row, count);
 
-    LogSumExp<Vec<A>> state{Vec<A>(-INFINITY), Vec<A>(0)};
-    for (int64_t c = 0; c < args.classes; ++c) {
-      state.max = vmax(state.max, tile[c]);
-    }
-    const Vec<A> max = shift(state.max);
-    for (int64_t c = 0; c < args.classes; ++c) {
-      state.sum = state.sum + vexp(tile[c] - max);
-    }
-    const Vec<A> log_sum = vlog(state.sum);
+    const Vec<A> max = shift(tile.fold(args.classes, Vec<A>(-INFINITY), Max(), Max()));
+    const auto add_exp = [max](Vec<A> sum, Vec<A> logit) { return sum + vexp(logit - max); };
+    const Vec<A> log_sum = vlog(tile.fold(args.classes, Vec<A>(0), add_exp, Sum()));
     Vec<A> smooth_nll(0);
     if (args.label_smoothing > 0) {
-      Vec<A> logit_sum(0);
-      for (int64_t c = 0; c < args.classes; ++c) {
-        logit_sum = logit_sum + Vec<A>(class_weight(args, c)) * (tile[c] - max);
-      }
+      const auto weighted = [&](int64_t c) {
+        return Vec<A>(class_weight(args, c)) * (tile[c] - max);
+      };
+      const Vec<A> logit_sum = fold_vectors(args.classes, Vec<A>(0), weighted, Sum(), Sum());
       smooth_nll = smooth_negative_log_likelihood(Vec<A>(args.weight_sum), log_sum, logit_sum);
     }
 
@@ -188,52 +231,24 @@ int64_t backward_few_classes(const BackwardArgs<T, A>& args, int64_t begin, int6
 
 // --- many classes: vectors along the row ---
 
-// Folds x[0, n) into one value, in four accumulators to hide the latency of `step`; lanes past the
-// end see `padding`.
+// Folds x[0, n) into one value; lanes past the end see `padding`.
 template <typename A, typename T, typename Step, typename Combine>
-SOFTREG_INLINE A fold(const T* x, int64_t n, A init, A padding, Step step, Combine combine) {
+SOFTREG_INLINE A fold_row(const T* x, int64_t n, A init, A padding, Step step, Combine combine) {
   constexpr int64_t width = Vec<A>::size();
-  Vec<A> acc[4] = {Vec<A>(init), Vec<A>(init), Vec<A>(init), Vec<A>(init)};
-  int64_t i = 0;
-  for (; i + 4 * width <= n; i += 4 * width) {
-    for (int64_t k = 0; k < 4; ++k) {
-      acc[k] = step(acc[k], load_vec(x + i + k * width));
-    }
+  const auto item = [x](int64_t i) { return load_vec(x + i * width); };
+  Vec<A> total = fold_vectors(n / width, Vec<A>(init), item, step, combine);
+  if (n % width != 0) {
+    total = step(total, load_part(x + n / width * width, n % width, padding));
   }
-  for (; i + width <= n; i += width) {
-    acc[0] = step(acc[0], load_vec(x + i));
-  }
-  if (i < n) {
-    acc[1] = step(acc[1], load_part(x + i, n - i, padding));
-  }
-  const LaneValues<A> lanes(combine(combine(acc[0], acc[1]), combine(acc[2], acc[3])));
-  A total = lanes[0];
-  for (int64_t lane = 1; lane < width; ++lane) {
-    total = combine(total, lanes[lane]);
-  }
-  return total;
+  return fold_lanes(total, combine);
 }
-
-struct Max {
-  template <typename F>
-  SOFTREG_INLINE F operator()(F a, F b) const {
-    return vmax(a, b);
-  }
-};
-
-struct Sum {
-  template <typename F>
-  SOFTREG_INLINE F operator()(F a, F b) const {
-    return a + b;
-  }
-};
 
 template <typename A, typename T>
 SOFTREG_INLINE LogSumExp<A> chunk_log_sum_exp(const T* x, int64_t n) {
-  const A max = fold<A>(x, n, -INFINITY, -INFINITY, Max(), Max());
+  const A max = fold_row<A>(x, n, -INFINITY, -INFINITY, Max(), Max());
   const Vec<A> common(shift(max));
   const auto add_exp = [common](Vec<A> sum, Vec<A> logit) { return sum + vexp(logit - common); };
-  return {max, fold<A>(x, n, 0, -INFINITY, add_exp, Sum())};
+  return {max, fold_row<A>(x, n, 0, -INFINITY, add_exp, Sum())};
 }
 
 // sum_c w_c (x_c - reference), weight null for all 1.
@@ -242,16 +257,17 @@ SOFTREG_INLINE A weighted_logit_sum(const T* x, const A* weight, int64_t n, A re
   const Vec<A> origin(reference);
   if (!weight) {
     const auto add = [origin](Vec<A> sum, Vec<A> logit) { return sum + (logit - origin); };
-    return fold<A>(x, n, 0, reference, add, Sum());
+    return fold_row<A>(x, n, 0, reference, add, Sum());
   }
   constexpr int64_t width = Vec<A>::size();
-  Vec<A> sum(0);
-  int64_t i = 0;
-  for (; i + width <= n; i += width) {
-    sum = sum + load_vec(weight + i) * (load_vec(x + i) - origin);
-  }
-  sum = sum + load_part(weight + i, n - i, A(0)) * (load_part(x + i, n - i, reference) - origin);
-  return fold<A>(LaneValues<A>(sum).values, width, 0, 0, Sum(), Sum());
+  const auto item = [=](int64_t i) {
+    return load_vec(weight + i * width) * (load_vec(x + i * width) - origin);
+  };
+  const Vec<A> whole = fold_vectors(n / width, Vec<A>(0), item, Sum(), Sum());
+  const int64_t end = n / width * width;
+  const Vec<A> rest =
+      load_part(weight + end, n - end, A(0)) * (load_part(x + end, n - end, reference) - origin);
+  return fold_lanes(whole + rest, Sum());
 }
 
 template <typename T, typename A>

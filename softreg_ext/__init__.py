@@ -1,0 +1,19 @@
+"""A fused softmax cross-entropy for PyTorch, and the softmax regression it was made for."""
+
+from . import _extension
+
+__version__ = _extension.BUILD.version
+
+from . import data, training
+from .functional import cross_entropy
+from .loss import CrossEntropyLoss
+from .model import SoftmaxRegression
+
+__all__ = [
+    "CrossEntropyLoss",
+    "SoftmaxRegression",
+    "__version__",
+    "cross_entropy",
+    "data",
+    "training",
+]

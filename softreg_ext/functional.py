@@ -1,0 +1,103 @@
+"""The loss as a function."""
+
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from ._extension import _C
+
+_REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    r"""Softmax cross-entropy of logits against class indices, fused into one kernel each way.
+
+    Equivalent to :func:`torch.nn.functional.cross_entropy`. With
+    ``lse = log(sum_c exp(x_c))``, label ``t``, class weights ``w`` and smoothing ``s``, a row's
+    loss is ``(1 - s) w_t (lse - x_t) + s/C sum_c w_c (lse - x_c)`` (label smoothing as in Szegedy
+    et al., 2016), computed with the row's maximum taken off first, so that it is exact for logits
+    of any size. ``"mean"`` divides by the sum of the targets' weights.
+
+    Where it differs: a row whose target is ``ignore_index`` is not read, so a NaN in it does not
+    reach the gradient; a ``label_smoothing`` below 0 or NaN is an error.
+
+    Args:
+        input: logits, shape (N, C) or (C); float32, float64, bfloat16 or float16. The half types
+            are accumulated in float32.
+        target: class indices in [0, C), or ``ignore_index``; shape (N), or one label for (C);
+            int64 or uint8.
+        weight: one factor for each class, shape (C), dtype of ``input``; default: all 1.
+        ignore_index: the label whose rows add nothing to the loss and get a gradient of zero.
+        reduction: "none", "mean" or "sum".
+        label_smoothing: in [0, 1]; how much of the target is spread evenly over the classes.
+
+    Returns:
+        The loss in ``input``'s dtype: shape (N) for "none" and batched logits, else ().
+
+    Raises:
+        IndexError: a label is out of range.
+        ValueError: batch sizes differ, or ``reduction`` is none of the three.
+        TypeError: an argument is no tensor, integer or number where it should be.
+        NotImplementedError: logits of another dtype; class probabilities as target and
+            K-dimensional logits, which are not covered yet.
+        RuntimeError: any other wrong dtype, shape, device or ``label_smoothing``.
+    """
+    if has_torch_function_variadic(input, target, weight):
+        return handle_torch_function(
+            cross_entropy,
+            (input, target, weight),
+            input,
+            target,
+            weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+        )
+    try:
+        reduction_code = _REDUCTIONS[reduction]
+    except (KeyError, TypeError):
+        raise ValueError(
+            f"cross_entropy: reduction must be 'none', 'mean' or 'sum', but got {reduction!r}"
+        ) from None
+    if torch.compiler.is_compiling():
+        # A graph holds the dispatcher's op; the pybind11 entry is opaque to the tracer.
+        loss: Tensor = torch.ops.softreg_ext.cross_entropy_forward(
+            input, target, weight, reduction_code, ignore_index, label_smoothing
+        )[0]
+        return loss
+    try:
+        return _C.cross_entropy(  # type: ignore[no-any-return]
+            input, target, weight, reduction_code, ignore_index, label_smoothing
+        )
+    except TypeError:
+        _raise_type_error(input, target, weight, ignore_index, label_smoothing)
+        raise
+
+
+def _raise_type_error(
+    input: object, target: object, weight: object, ignore_index: object, label_smoothing: object
+) -> None:
+    """Raise a TypeError that names the argument; pybind11's own lists the C++ signature."""
+
+    def complain(name: str, expected: str, value: object) -> NoReturn:
+        raise TypeError(
+            f"cross_entropy: {name} must be {expected}, but got {value!r:.80} "
+            f"({type(value).__name__})"
+        ) from None
+
+    for name, value in (("input", input), ("target", target), ("weight", weight)):
+        if not isinstance(value, Tensor) and not (name == "weight" and value is None):
+            complain(name, "a Tensor", value)
+    if not isinstance(ignore_index, int):
+        complain("ignore_index", "an int", ignore_index)
+    if not isinstance(label_smoothing, (int, float)):
+        complain("label_smoothing", "a float", label_smoothing)

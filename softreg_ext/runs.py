@@ -1,0 +1,133 @@
+"""The run folder: what a training run leaves behind, and how to get it back."""
+
+import json
+import math
+import platform
+import tempfile
+import time
+from collections.abc import Mapping
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import __version__
+from .model import SoftmaxRegression
+
+
+class RunError(Exception):
+    """A run folder that cannot be written, or that does not hold what it should."""
+
+
+class RunFolder:
+    """A folder with ``metrics.json``, ``model.pt`` and the pictures of one run.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.metrics = self.path / "metrics.json"
+        self.model = self.path / "model.pt"
+        self.curves = self.path / "curves.png"
+        self.predictions = self.path / "predictions.png"
+        self.weights = self.path / "weights.png"
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files of a complete run."""
+        return self.metrics, self.model, self.curves, self.predictions, self.weights
+
+    @classmethod
+    def create(cls, path: str | Path) -> "RunFolder":
+        """Makes the folder, or takes an existing one, and tries whether it can be written.
+
+        Raises:
+            RunError: It cannot.
+        """
+        folder = cls(path)
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder.path):
+                pass
+        except OSError as error:
+            raise RunError(
+                f"run folder {folder.path}: cannot be written: {error.strerror}"
+            ) from error
+        return folder
+
+    def save_model(self, net: nn.Module) -> None:
+        """Writes ``model.pt``: a state dict of CPU tensors."""
+        torch.save({name: value.cpu() for name, value in net.state_dict().items()}, self.model)
+
+    def save_metrics(self, facts: Mapping[str, Any]) -> None:
+        """Writes ``metrics.json``; NaN and infinities become null."""
+        text = json.dumps(_json_safe(facts), indent=2, allow_nan=False)
+        self.metrics.write_text(text + "\n", encoding="utf-8")
+
+    def load_metrics(self) -> dict[str, Any]:
+        """Reads ``metrics.json``.
+
+        Raises:
+            RunError: It is missing or damaged.
+        """
+        self._require(self.metrics)
+        try:
+            facts = json.loads(self.metrics.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.metrics}: cannot be read: {error}") from error
+        if not isinstance(facts, dict):
+            raise RunError(f"{self.metrics}: expected an object, found {type(facts).__name__}")
+        return facts
+
+    def load_model(self) -> SoftmaxRegression:
+        """Reads ``model.pt`` into a model on the CPU, ready to predict.
+
+        Raises:
+            RunError: It is missing, damaged or of another model.
+        """
+        self._require(self.model)
+        net = SoftmaxRegression()
+        # torch.load answers damage with whatever exception the damage leads to.
+        try:
+            net.load_state_dict(torch.load(self.model, map_location="cpu", weights_only=True))
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise RunError(f"{self.model}: cannot be read: {reason}") from error
+        return net.eval()
+
+    def _require(self, path: Path) -> None:
+        if not self.path.is_dir():
+            raise RunError(f"run folder {self.path}: no such folder")
+        if not path.is_file():
+            raise RunError(f"run folder {self.path}: holds no {path.name}")
+
+
+def fresh_path() -> Path:
+    """``runs/<time>``, or the like, that does not exist yet."""
+    base = Path("runs", time.strftime("%Y%m%d-%H%M%S"))
+    candidates = chain([base], (base.with_name(f"{base.name}-{n}") for n in count(2)))
+    return next(path for path in candidates if not path.exists())
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    return {
+        "softreg_ext": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _json_safe(value: Any) -> Any:
+    """The same with None for NaN and infinities, which JSON cannot express."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _json_safe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_safe(item) for item in value]
+    return value

@@ -1,0 +1,203 @@
+"""Derivatives of every order and kind, and the tracers, on the class-index op."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._dynamo import compiled_autograd
+from torch.autograd import gradcheck, gradgradcheck
+from torch.func import grad, hessian, jacfwd, jacrev, vmap
+from torch.library import opcheck
+
+import softreg_ext
+
+OPS = torch.ops.softreg_ext
+REDUCTION_CODES = {"none": 0, "mean": 1, "sum": 2}
+# Few classes and many take different kernels.
+CLASSES = [4, 40]
+
+
+def make_inputs(classes: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(classes)
+    logits = torch.randn(5, classes, generator=generator, dtype=dtype)
+    weight = torch.rand(classes, generator=generator, dtype=dtype) + 0.5
+    return logits, torch.tensor([0, 3, -100, 1, 2]), weight
+
+
+def option_table() -> list[dict[str, Any]]:
+    table = itertools.product(["none", "mean", "sum"], [0.0, 0.2])
+    return [{"reduction": reduction, "label_smoothing": s} for reduction, s in table]
+
+
+def pair(options: dict[str, Any], target: Tensor, weight: Tensor) -> list[Callable[..., Tensor]]:
+    """Ours and PyTorch's as functions of the logits alone."""
+    return [
+        lambda logits, loss=loss: loss(logits, target, weight, **options)
+        for loss in (softreg_ext.cross_entropy, F.cross_entropy)
+    ]
+
+
+@pytest.mark.parametrize("options", option_table(), ids=str)
+@pytest.mark.parametrize("classes", CLASSES)
+def test_gradcheck(classes: int, options: dict[str, Any]) -> None:
+    logits, target, weight = make_inputs(classes)
+    logits = logits.requires_grad_()
+    ours, _ = pair(options, target, weight)
+    assert gradcheck(
+        ours,
+        logits,
+        check_forward_ad=True,
+        check_batched_grad=True,
+        check_batched_forward_grad=True,
+    )
+    assert gradgradcheck(ours, logits)
+
+
+@pytest.mark.parametrize("options", option_table(), ids=str)
+def test_gradcheck_without_batch(options: dict[str, Any]) -> None:
+    logits = make_inputs(4)[0][0].requires_grad_()
+    ours, _ = pair(options, torch.tensor(2), torch.ones(4, dtype=torch.float64))
+    assert gradcheck(ours, logits, check_forward_ad=True)
+    assert gradgradcheck(ours, logits)
+
+
+@pytest.mark.parametrize("options", option_table(), ids=str)
+@pytest.mark.parametrize("transform", [jacrev, jacfwd, hessian])
+def test_func_transforms(transform: Callable[..., Any], options: dict[str, Any]) -> None:
+    logits, target, weight = make_inputs(4)
+    ours, torchs = pair(options, target, weight)
+    torch.testing.assert_close(transform(ours)(logits), transform(torchs)(logits))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_per_sample_gradients(smoothing: float) -> None:
+    logits, target, weight = make_inputs(4)
+    results = []
+    for loss in (softreg_ext.cross_entropy, F.cross_entropy):
+
+        def one(x: Tensor, t: Tensor, loss: Callable[..., Tensor] = loss) -> Tensor:
+            return loss(x[None], t[None], weight, reduction="sum", label_smoothing=smoothing)
+
+        results.append(vmap(grad(one))(logits, target))
+    torch.testing.assert_close(*results)
+
+
+def test_vmap_over_logits() -> None:
+    logits, target, weight = make_inputs(4)
+    stacked = torch.stack([logits, 2 * logits, -logits])
+    ours, torchs = pair({}, target, weight)
+    torch.testing.assert_close(vmap(ours)(stacked), torch.stack([torchs(x) for x in stacked]))
+
+
+def test_half_second_derivatives() -> None:
+    logits, target, weight = make_inputs(4, torch.bfloat16)
+    ours, torchs = pair({}, target, weight)
+    torch.testing.assert_close(hessian(ours)(logits), hessian(torchs)(logits), atol=0.02, rtol=0.02)
+
+
+def test_first_derivatives_are_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ordinary step runs one kernel each way and none of ATen's."""
+    logits, target, _ = make_inputs(40)
+    leaf = logits.requires_grad_()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        softreg_ext.cross_entropy(leaf, target).backward()
+    names = {event.key for event in profile.key_averages()}
+    assert {"softreg_ext::cross_entropy_forward", "softreg_ext::cross_entropy_backward"} <= names
+    assert not {name for name in names if "softmax" in name or "nll" in name}
+
+
+def test_backward_twice() -> None:
+    logits, target, _ = make_inputs(40)
+    leaf = logits.requires_grad_()
+    loss = softreg_ext.cross_entropy(leaf, target)
+    first = torch.autograd.grad(loss, leaf, retain_graph=True)
+    second = torch.autograd.grad(loss, leaf)
+    assert torch.equal(first[0], second[0])
+
+
+def test_changed_logits_are_noticed() -> None:
+    """The backward pass reads the logits again."""
+    logits, target, _ = make_inputs(40)
+    leaf = logits.requires_grad_()
+    doubled = leaf * 2
+    loss = softreg_ext.cross_entropy(doubled, target)
+    with torch.no_grad():
+        doubled.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_no_graph_without_gradients() -> None:
+    logits, target, _ = make_inputs(40)
+    assert softreg_ext.cross_entropy(logits, target).grad_fn is None
+    with torch.no_grad():
+        assert softreg_ext.cross_entropy(logits.requires_grad_(), target).grad_fn is None
+    with torch.inference_mode():
+        assert softreg_ext.cross_entropy(logits, target).is_inference()
+
+
+@pytest.mark.parametrize("options", option_table(), ids=str)
+@pytest.mark.parametrize("classes", CLASSES)
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_opcheck(classes: int, options: dict[str, Any]) -> None:
+    logits, target, weight = make_inputs(classes)
+    tail = (weight, REDUCTION_CODES[options["reduction"]], -100, options["label_smoothing"])
+    forward, backward = OPS.cross_entropy_forward.default, OPS.cross_entropy_backward.default
+    checks = opcheck(forward, (logits.clone().requires_grad_(), target, *tail))
+    assert set(checks.values()) == {"SUCCESS"}
+    loss, lse, total_weight = forward(logits, target, *tail)
+    checks = opcheck(backward, (torch.randn_like(loss), logits, target, lse, total_weight, *tail))
+    assert set(checks.values()) == {"SUCCESS"}
+
+
+def test_meta_tensors() -> None:
+    logits, target = torch.empty(6, 10, device="meta"), torch.empty(6, device="meta").long()
+    assert softreg_ext.cross_entropy(logits, target).shape == ()
+    assert softreg_ext.cross_entropy(logits, target, reduction="none").shape == (6,)
+    with pytest.raises(ValueError, match="batch size 6"):
+        softreg_ext.cross_entropy(logits, target[:5])
+
+
+@pytest.mark.filterwarnings("ignore")  # the tracers warn of their own insides
+class TestTracers:
+    @pytest.mark.parametrize(
+        ("backend", "dynamic"),
+        [("aot_eager", False), ("aot_eager", True), ("inductor", True)],
+    )
+    def test_compile(self, backend: str, dynamic: bool) -> None:
+        torch._dynamo.reset()
+
+        def step(logits: Tensor, target: Tensor) -> Tensor:
+            return softreg_ext.CrossEntropyLoss(reduction="none")(logits * 2, target).sum()
+
+        compiled = torch.compile(step, backend=backend, dynamic=dynamic, fullgraph=True)
+        for rows in (5, 6, 7):
+            logits = torch.randn(rows, 40, requires_grad=True)
+            target = torch.arange(rows)
+            (ours,) = torch.autograd.grad(compiled(logits, target), logits)
+            (eager,) = torch.autograd.grad(step(logits, target), logits)
+            torch.testing.assert_close(ours, eager)
+
+    def test_compiled_autograd(self) -> None:
+        torch._dynamo.reset()
+        logits, target, _ = make_inputs(40)
+        leaf, traced = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+        softreg_ext.cross_entropy(leaf, target).backward()
+        with compiled_autograd._enable(torch.compile(backend="eager", fullgraph=True)):
+            softreg_ext.cross_entropy(traced, target).backward()
+        torch.testing.assert_close(traced.grad, leaf.grad)
+
+    def test_export_keeps_one_node(self) -> None:
+        class Net(torch.nn.Module):
+            def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+                return softreg_ext.cross_entropy(logits, target)
+
+        logits, target, _ = make_inputs(40)
+        program = torch.export.export(Net(), (logits, target))
+        calls = [node.target for node in program.graph.nodes if node.op == "call_function"]
+        assert calls[0] is OPS.cross_entropy_forward.default
+        torch.testing.assert_close(program.module()(logits, target), Net()(logits, target))

@@ -1,0 +1,360 @@
+"""`cross_entropy` against PyTorch's and against the definition, over the whole option table."""
+
+import math
+from typing import Any, ClassVar
+
+import numpy as np
+import oracle
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import softreg_ext
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+# 1; around 8 lanes and the textbook's 10; the border between the two row layouts (32); no multiple
+# of any vector; the border of a chunk (2048); several chunks and a tail.
+CLASSES = [1, 7, 8, 9, 10, 32, 33, 100, 1000, 2048, 2049, 5003]
+
+
+def make_case(rows: int, classes: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(rows * 10007 + classes)
+    logits = (torch.randn(rows, classes, generator=generator) * 3).to(dtype)
+    target = torch.randint(classes, (rows,), generator=generator)
+    weight = (torch.rand(classes, generator=generator) + 0.5).to(dtype)
+    return logits, target, weight
+
+
+def loss_and_grad(
+    function: Any, logits: Tensor, target: Tensor, grad_output: Tensor | None, **options: Any
+) -> tuple[Tensor, Tensor]:
+    leaf = logits.detach().requires_grad_()
+    loss = function(leaf, target, **options)
+    loss.backward(torch.ones_like(loss) if grad_output is None else grad_output)
+    assert leaf.grad is not None
+    return loss.detach(), leaf.grad
+
+
+def check_against_torch(
+    logits: Tensor, target: Tensor, grad_output: Tensor | None = None, **options: Any
+) -> None:
+    ours = loss_and_grad(softreg_ext.cross_entropy, logits, target, grad_output, **options)
+    torchs = loss_and_grad(F.cross_entropy, logits, target.long(), grad_output, **options)
+    exact = oracle.cross_entropy(logits, target, grad_output=grad_output, **options)
+    oracle.assert_as_accurate(ours[0], torchs[0], exact.loss)
+    upstream = 1.0 if grad_output is None or not grad_output.numel() else grad_output.abs().max()
+    weight = options.get("weight")
+    unit = float(upstream) * (1.0 if weight is None else float(weight.max()))
+    if options.get("reduction") == "mean":
+        unit /= max(1.0, float((target != options.get("ignore_index", -100)).sum()))
+    oracle.assert_as_accurate(ours[1], torchs[1], exact.grad, unit)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("classes", CLASSES)
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+def test_matches_torch(
+    dtype: torch.dtype, classes: int, reduction: str, smoothing: float, weighted: bool
+) -> None:
+    logits, target, weight = make_case(45, classes, dtype)
+    target[::7] = -100
+    shape = (45,) if reduction == "none" else ()
+    grad_output = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    check_against_torch(
+        logits,
+        target,
+        grad_output,
+        reduction=reduction,
+        label_smoothing=smoothing,
+        weight=weight if weighted else None,
+    )
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 1.0])
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 500, 9000])
+def test_row_counts(rows: int, smoothing: float) -> None:
+    """A part of a vector, whole vectors, one block of rows and several."""
+    logits, target, _ = make_case(rows, 10, torch.float32)
+    check_against_torch(logits, target, reduction="none", label_smoothing=smoothing)
+
+
+@pytest.mark.parametrize("classes", [10, 100])
+class TestLayouts:
+    def test_rows_apart(self, classes: int) -> None:
+        logits, target, _ = make_case(20, classes + 3, torch.float32)
+        check_against_torch(logits[::2, 1 : classes + 1], target[::2] % classes)
+
+    def test_transposed(self, classes: int) -> None:
+        logits, _, _ = make_case(classes, 20, torch.float32)
+        check_against_torch(logits.t(), torch.arange(20) % classes)
+
+    def test_expanded_logits(self, classes: int) -> None:
+        logits, _, _ = make_case(1, classes, torch.float32)
+        check_against_torch(logits.expand(6, classes), torch.arange(6))
+
+    def test_strided_target(self, classes: int) -> None:
+        logits, target, _ = make_case(20, classes, torch.float32)
+        check_against_torch(logits[:10], target[::2])
+
+    def test_strided_weight(self, classes: int) -> None:
+        logits, target, _ = make_case(20, classes, torch.float32)
+        weight = torch.rand(2 * classes)[::2]
+        check_against_torch(logits, target, weight=weight, label_smoothing=0.3)
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    def test_uint8_target(self, classes: int, dtype: torch.dtype) -> None:
+        logits, target, _ = make_case(20, classes, dtype)
+        check_against_torch(logits, target.to(torch.uint8), reduction="none")
+
+    def test_uint8_ignore_index(self, classes: int) -> None:
+        logits, target, _ = make_case(20, classes, torch.float32)
+        target[3] = 255
+        check_against_torch(logits, target.to(torch.uint8), ignore_index=255)
+
+    @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+    @pytest.mark.parametrize("target_shape", [(), (1,)], ids=["0d", "1d"])
+    def test_unbatched(self, classes: int, reduction: str, target_shape: tuple[int, ...]) -> None:
+        logits = make_case(1, classes, torch.float64)[0][0]
+        target = torch.full(target_shape, 3)
+        ours = loss_and_grad(softreg_ext.cross_entropy, logits, target, None, reduction=reduction)
+        assert ours[0].shape == F.cross_entropy(logits, target, reduction=reduction).shape
+        # backward of the original fails for one label in one dimension
+        torchs = loss_and_grad(F.cross_entropy, logits, target.view(()), None, reduction=reduction)
+        torch.testing.assert_close(ours, torchs)
+
+    def test_grad_output_strides(self, classes: int) -> None:
+        """Expanded from one value (loss.sum()), and every other value of a larger tensor."""
+        logits, target, _ = make_case(20, classes, torch.float32)
+        check_against_torch(logits, target, torch.tensor(0.7).expand(20), reduction="none")
+        check_against_torch(logits, target, torch.randn(40)[::2], reduction="none")
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("classes", [0, 10, 100])
+def test_no_rows(reduction: str, classes: int) -> None:
+    logits, target = torch.empty(0, classes), torch.empty(0, dtype=torch.long)
+    options: dict[str, Any] = {"reduction": reduction}
+    ours = loss_and_grad(softreg_ext.cross_entropy, logits, target, None, **options)
+    torchs = loss_and_grad(F.cross_entropy, logits, target, None, **options)
+    torch.testing.assert_close(ours, torchs, equal_nan=True)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("classes", [10, 100])
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+def test_all_rows_ignored(reduction: str, classes: int, weighted: bool) -> None:
+    logits, _, weight = make_case(5, classes, torch.float32)
+    target = torch.full((5,), 2)
+    options = {
+        "reduction": reduction,
+        "ignore_index": 2,
+        "weight": weight if weighted else None,
+        "label_smoothing": 0.1,
+    }
+    loss, grad = loss_and_grad(softreg_ext.cross_entropy, logits, target, None, **options)
+    expected = {"none": torch.zeros(5), "mean": torch.tensor(math.nan), "sum": torch.tensor(0.0)}
+    torch.testing.assert_close(loss, expected[reduction], equal_nan=True)
+    assert torch.equal(grad, torch.zeros_like(logits))
+
+
+@pytest.mark.parametrize("classes", [5, 40, 3000])
+class TestSpecialValues:
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=["nan", "inf", "-inf"])
+    @pytest.mark.parametrize("position", [0, 2, -1], ids=["first", "target", "last"])
+    @pytest.mark.parametrize("smoothing", [0.0, 0.1])
+    def test_one_logit(self, classes: int, value: float, position: int, smoothing: float) -> None:
+        logits = make_case(3, classes, torch.float32)[0]
+        logits[1, position] = value
+        self.check_same(logits, smoothing)
+
+    @pytest.mark.parametrize("smoothing", [0.0, 0.1])
+    def test_whole_row(self, classes: int, smoothing: float) -> None:
+        logits = make_case(3, classes, torch.float32)[0]
+        logits[1] = -math.inf
+        self.check_same(logits, smoothing)
+
+    def check_same(self, logits: Tensor, smoothing: float) -> None:
+        results = [
+            loss_and_grad(
+                f,
+                logits,
+                torch.full((3,), 2),
+                None,
+                reduction="none",
+                label_smoothing=smoothing,
+            )
+            for f in (softreg_ext.cross_entropy, F.cross_entropy)
+        ]
+        torch.testing.assert_close(results[0], results[1], equal_nan=True)
+
+    def test_nan_in_ignored_row_stays_there(self, classes: int) -> None:
+        logits, _, _ = make_case(3, classes, torch.float32)
+        logits[1] = math.nan
+        target = torch.tensor([1, -100, 2])
+        loss, grad = loss_and_grad(softreg_ext.cross_entropy, logits, target, None)
+        assert torch.isfinite(loss)
+        assert torch.isfinite(grad).all()
+        assert torch.equal(grad[1], torch.zeros(classes))
+
+    @pytest.mark.parametrize(
+        ("dtype", "size"), [(torch.float32, 2.0**24), (torch.float64, 2.0**53)], ids=str
+    )
+    def test_large_equal_logits(self, classes: int, dtype: torch.dtype, size: float) -> None:
+        """max + log_sum would round log(C) away, and with it loss and gradient."""
+        logits = torch.full((2, classes), size, dtype=dtype)
+        target = torch.tensor([0, classes - 1])
+        loss, grad = loss_and_grad(softreg_ext.cross_entropy, logits, target, None, reduction="sum")
+        expected = 1 / classes - F.one_hot(target, classes).to(dtype)
+        torch.testing.assert_close(loss, torch.tensor(2 * math.log(classes), dtype=dtype))
+        torch.testing.assert_close(grad, expected)
+
+    def test_shift_invariance(self, classes: int) -> None:
+        logits = make_case(4, classes, torch.float64)[0].round(decimals=3)
+        target = torch.tensor([0, 1, 2, 3])
+        for shift in (1000.0, -1000.0):
+            torch.testing.assert_close(
+                loss_and_grad(softreg_ext.cross_entropy, logits + shift, target, None),
+                loss_and_grad(softreg_ext.cross_entropy, logits, target, None),
+            )
+
+
+@pytest.mark.parametrize("classes", [10, 300])
+def test_same_bits_twice_and_for_any_thread_count(classes: int) -> None:
+    logits, target, weight = make_case(6000, classes, torch.float32)
+    threads = torch.get_num_threads()
+    results = []
+    for count in (1, 2, 3, 3):
+        torch.set_num_threads(count)
+        results.append(
+            loss_and_grad(softreg_ext.cross_entropy, logits, target, None, weight=weight)
+        )
+    torch.set_num_threads(threads)
+    for loss, grad in results[1:]:
+        assert torch.equal(loss, results[0][0])
+        assert torch.equal(grad, results[0][1])
+
+
+def test_logits_and_target_are_left_alone() -> None:
+    logits, target, _ = make_case(50, 10, torch.float32)
+    copies = logits.clone(), target.clone()
+    loss_and_grad(softreg_ext.cross_entropy, logits, target, None)
+    assert torch.equal(logits, copies[0])
+    assert torch.equal(target, copies[1])
+
+
+@pytest.mark.parametrize("classes", [10, 100])
+@pytest.mark.parametrize("label", [-1, 100000, -(2**40)])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+class TestLabelOutOfRange:
+    def test_forward(self, classes: int, label: int, smoothing: float) -> None:
+        logits, target, _ = make_case(40, classes, torch.float32)
+        target[30] = target[33] = label
+        with pytest.raises(IndexError, match=rf"target {label} at row 30 .* {classes} classes"):
+            softreg_ext.cross_entropy(logits, target, label_smoothing=smoothing)
+
+    def test_backward(self, classes: int, label: int, smoothing: float) -> None:
+        """The backward op trusts nobody either."""
+        logits, target, _ = make_case(40, classes, torch.float32)
+        options = (None, 1, -100, smoothing)
+        ops = torch.ops.softreg_ext
+        loss, lse, total_weight = ops.cross_entropy_forward(logits, target, *options)
+        target[30] = label
+        with pytest.raises(IndexError, match=rf"target {label} at row 30"):
+            ops.cross_entropy_backward(
+                torch.ones_like(loss), logits, target, lse, total_weight, *options
+            )
+
+    def test_as_ignore_index(self, classes: int, label: int, smoothing: float) -> None:
+        logits, target, _ = make_case(40, classes, torch.float32)
+        target[30] = label
+        check_against_torch(logits, target, ignore_index=label, label_smoothing=smoothing)
+
+
+LOGITS, TARGET, WEIGHT = torch.zeros(4, 10), torch.tensor([1, 2, 3, 4]), torch.ones(10)
+# (what is wrong, arguments, options, words the message must hold)
+REFUSED_LIKE_TORCH = [
+    ("int64 logits", (LOGITS.long(), TARGET), {}, "input .* Long"),
+    ("complex logits", (LOGITS.cfloat(), TARGET), {}, "input .* ComplexFloat"),
+    ("0-d logits", (torch.tensor(1.0), torch.tensor(0)), {}, r"input .* \[\]"),
+    ("float target", (LOGITS, TARGET.float()), {}, "target .* Float"),
+    ("int32 target", (LOGITS, TARGET.int()), {}, "target .* Int"),
+    ("bool target", (LOGITS, TARGET.bool()), {}, "target .* Bool"),
+    ("int64 target shaped like input", (LOGITS, LOGITS.long()), {}, "target .* Long"),
+    ("batch sizes", (LOGITS, TARGET[:3]), {}, r"batch size 4.*\[3\]"),
+    ("0-d target", (LOGITS, TARGET[0]), {}, r"batch size 4.*\[\]"),
+    ("2-d target", (LOGITS, TARGET[:, None]), {}, r"target .* \[4, 1\]"),
+    ("two labels, one row", (LOGITS[0], TARGET[:2]), {}, r"target .* \[2\]"),
+    ("short weight", (LOGITS, TARGET, WEIGHT[:9]), {}, r"weight .* 10 .*\[9\]"),
+    ("2-d weight", (LOGITS, TARGET, WEIGHT[None]), {}, r"weight .*\[1, 10\]"),
+    ("float64 weight", (LOGITS, TARGET, WEIGHT.double()), {}, "weight .* Double"),
+    ("int64 weight", (LOGITS, TARGET, WEIGHT.long()), {}, "weight .* Long"),
+    ("meta target", (LOGITS, TARGET.to("meta")), {}, "meta"),
+    ("unknown reduction", (LOGITS, TARGET), {"reduction": "avg"}, "reduction .* 'avg'"),
+    ("no reduction", (LOGITS, TARGET), {"reduction": None}, "reduction .* None"),
+    ("smoothing > 1", (LOGITS, TARGET), {"label_smoothing": 1.5}, "label_smoothing .* 1.5"),
+    ("smoothing a str", (LOGITS, TARGET), {"label_smoothing": "a"}, "label_smoothing .* 'a'"),
+    ("ignore_index a float", (LOGITS, TARGET), {"ignore_index": 1.5}, "ignore_index .* 1.5"),
+    ("input a list", ([1.0], TARGET), {}, r"input .* \[1.0\]"),
+    ("target a list", (LOGITS, [1]), {}, r"target .* \[1\]"),
+    ("weight a list", (LOGITS, TARGET, [1.0]), {}, r"weight .* \[1.0\]"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [case[1:] for case in REFUSED_LIKE_TORCH],
+    ids=[case[0] for case in REFUSED_LIKE_TORCH],
+)
+def test_refused_like_torch(
+    arguments: tuple[Any, ...], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(Exception) as theirs:
+        F.cross_entropy(*arguments, **options)
+    with pytest.raises(theirs.type, match=message) as ours:
+        softreg_ext.cross_entropy(*arguments, **options)
+    assert ours.type is theirs.type
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, math.nan])
+def test_smoothing_below_zero_is_refused(smoothing: float) -> None:
+    """PyTorch lets these pass and computes as if they were 0."""
+    with pytest.raises(RuntimeError, match=f"label_smoothing .* {smoothing}"):
+        softreg_ext.cross_entropy(LOGITS, TARGET, label_smoothing=smoothing)
+
+
+def test_weight_that_requires_grad_is_refused() -> None:
+    weight = WEIGHT.clone().requires_grad_()
+    with pytest.raises(RuntimeError, match="weight requires grad"):
+        softreg_ext.cross_entropy(LOGITS, TARGET, weight)
+
+
+def test_not_covered_yet() -> None:
+    with pytest.raises(NotImplementedError, match=r"class probabilities .* not covered yet"):
+        softreg_ext.cross_entropy(LOGITS, LOGITS.softmax(1))
+    with pytest.raises(
+        NotImplementedError, match=r"K-dimensional .* not covered yet.*\[4, 10, 2\]"
+    ):
+        softreg_ext.cross_entropy(LOGITS[..., None].expand(4, 10, 2), TARGET[:, None].expand(4, 2))
+
+
+class Tagged(Tensor):
+    """A subclass that sees every function called on it."""
+
+    seen: ClassVar[list[Any]] = []
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        cls.seen.append(func)
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_tensor_subclasses_see_the_call() -> None:
+    logits = torch.randn(4, 10).as_subclass(Tagged)
+    loss = softreg_ext.cross_entropy(logits, TARGET, reduction="sum")
+    assert isinstance(loss, Tagged)
+    assert softreg_ext.cross_entropy in Tagged.seen
+    expected = F.cross_entropy(logits.as_subclass(Tensor), TARGET, reduction="sum")
+    np.testing.assert_allclose(loss.as_subclass(Tensor), expected, rtol=1e-6)

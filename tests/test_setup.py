@@ -1,0 +1,94 @@
+"""The build's decisions: whether CUDA is compiled, for which GPUs, and what a wheel requires."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+if not (ROOT / "setup.py").exists():
+    pytest.skip("the tests run without the source tree", allow_module_level=True)
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"softreg_{name}", ROOT / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+setup = load("setup")
+build_backend = sys.modules["build_backend"]
+
+
+@pytest.mark.parametrize(
+    ("torch_cuda", "nvcc", "env", "enabled", "reason"),
+    [
+        ("13.2", "13.0", {}, True, "torch has CUDA 13.2, nvcc is 13.0"),
+        ("13.2", "12.8", {}, False, "majors differ"),
+        ("13.2", None, {}, False, "no nvcc"),
+        (None, "13.0", {}, False, "torch is built without CUDA"),
+        ("13.2", "13.0", {"SOFTREG_NO_CUDA": "1"}, False, "SOFTREG_NO_CUDA=1"),
+        ("13.2", "13.0", {"FORCE_CUDA": "1"}, True, "nvcc is 13.0"),
+        ("13.2", "13.0", {"FORCE_CUDA": "0", "SOFTREG_NO_CUDA": "0"}, True, "nvcc is 13.0"),
+    ],
+)
+def test_cuda_switch(
+    torch_cuda: str | None, nvcc: str | None, env: dict[str, str], enabled: bool, reason: str
+) -> None:
+    plan = setup.plan_cuda(torch_cuda, nvcc, env)
+    assert plan.enabled is enabled
+    assert reason in plan.reason
+
+
+@pytest.mark.parametrize(
+    ("torch_cuda", "nvcc", "env", "words"),
+    [
+        (None, "13.0", {"FORCE_CUDA": "1"}, "FORCE_CUDA=1, but torch is built without CUDA"),
+        ("13.2", None, {"FORCE_CUDA": "1"}, "FORCE_CUDA=1, but .* no nvcc"),
+        ("13.2", "13.0", {"FORCE_CUDA": "1", "SOFTREG_NO_CUDA": "1"}, "contradict"),
+    ],
+)
+def test_forced_cuda_that_cannot_be(
+    torch_cuda: str | None, nvcc: str | None, env: dict[str, str], words: str
+) -> None:
+    with pytest.raises(SystemExit, match=words):
+        setup.plan_cuda(torch_cuda, nvcc, env)
+
+
+def test_cuda_home_needs_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrapper script called nvcc makes torch guess a folder without headers."""
+    wrapper, toolkit = tmp_path / "local", tmp_path / "cuda"
+    for home in (wrapper, toolkit):
+        (home / "bin").mkdir(parents=True)
+        (home / "bin/nvcc").touch()
+    (toolkit / "include").mkdir()
+    (toolkit / "include/cuda_runtime.h").touch()
+    monkeypatch.setenv("CUDA_HOME", str(toolkit))
+    assert setup.find_cuda_home(str(wrapper)) == toolkit
+    monkeypatch.setenv("CUDA_HOME", str(wrapper))
+    assert setup.find_cuda_home(str(toolkit)) == toolkit
+
+
+def test_default_archs_are_those_nvcc_knows() -> None:
+    listed = (
+        "compute_75\ncompute_80\ncompute_86\ncompute_89\ncompute_90\ncompute_100\ncompute_103\n"
+    )
+    assert setup.default_archs(listed) == "7.5;8.0;8.6;8.9;9.0;10.0+PTX"
+
+
+def test_a_wheel_is_tied_to_its_torch_and_an_sdist_is_not() -> None:
+    assert "torch==2.15.*" in setup.dependencies("2.15.0+cu132")
+    assert f"torch>={build_backend.MINIMUM_TORCH}" in setup.dependencies(None)
+    nightly = setup.dependencies("2.16.0.dev20261101+cpu")
+    assert "torch==2.16.0.dev20261101" in nightly
+    assert not any("torchvision" in requirement for requirement in nightly)
+
+
+def test_torch_is_asked_for_only_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not any("torch" in name for name in build_backend.get_requires_for_build_wheel())
+    monkeypatch.setattr(build_backend, "expose_target_torch", lambda: False)
+    assert build_backend.get_requires_for_build_wheel()[-1].startswith("torch>=")
