@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from .comparison import Comparison, Trainee, train_in_turns
 from .data import FashionData, Loader, load_dataset, make_loader
+from .interrupt import Interrupt
 from .loss import CrossEntropyLoss
 from .model import SoftmaxRegression
 from .progress import Progress, comparison_line, results_table
 from .runs import RunFolder, fresh_path, versions
-from .training import EpochResult
+from .training import EpochResult, RunningMetrics
 
 LOSSES: Mapping[str, type[nn.Module]] = {"fused": CrossEntropyLoss, "torch": nn.CrossEntropyLoss}
 
@@ -93,15 +94,14 @@ def _train(
         folder.save_model(chosen.net)
         folder.save_metrics({**facts, "epochs": [asdict(epoch) for epoch in chosen.history]})
 
+    def on_step(name: str, metrics: RunningMetrics) -> None:
+        progress.on_step(name, metrics)
+        interrupt.check()
+
     def on_epoch(name: str, result: EpochResult) -> None:
         # Saved every epoch: neither an interrupt nor a crash costs more than the epoch it hits.
         if trainees[name] is chosen:
-            try:
-                save()
-            except KeyboardInterrupt:
-                # It may have torn a file apart.
-                save()
-                raise
+            save()
         progress.on_epoch(name, result)
         if not math.isfinite(result.train_loss):
             raise TrainError(
@@ -109,11 +109,10 @@ def _train(
                 f"try a smaller --lr than {args.lr:g}"
             )
 
-    with Progress(args.epochs, len(chosen.train_iter), list(trainees)) as progress:
+    steps = len(chosen.train_iter)
+    with Progress(args.epochs, steps, list(trainees)) as progress, Interrupt() as interrupt:
         try:
-            train_in_turns(
-                trainees, test_iter, args.epochs, on_step=progress.on_step, on_epoch=on_epoch
-            )
+            train_in_turns(trainees, test_iter, args.epochs, on_step=on_step, on_epoch=on_epoch)
         except KeyboardInterrupt:
             return True
     return False

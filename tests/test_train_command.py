@@ -62,7 +62,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
     def on_step(self: progress.Progress, name: str, metrics: RunningMetrics) -> None:
         if next(steps) == step:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(progress.Progress, "on_step", on_step)
 
