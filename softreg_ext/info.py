@@ -1,5 +1,6 @@
 """`softreg info`: what a bug report needs to say."""
 
+import os
 import platform
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,16 @@ def _gpus() -> str:
         properties = torch.cuda.get_device_properties(index)
         names.append(f"{properties.name} (sm_{properties.major}{properties.minor})")
     return ", ".join(names)
+
+
+def hardware() -> dict[str, str | int]:
+    """What a figure depends on besides versions."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count() or 1,
+        "cpu_kernels": _C.build_info()["active_cpu_kernels"],
+        "gpu": _gpus(),
+    }
 
 
 def facts() -> Iterator[tuple[str, str]]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .comparison import Comparison, Trainee, train_in_turns
 from .data import FashionData, Loader, load_dataset, make_loader
+from .info import hardware
 from .interrupt import Interrupt
 from .loss import CrossEntropyLoss
 from .model import SoftmaxRegression
@@ -157,6 +158,7 @@ def _facts(args: argparse.Namespace, dataset: FashionData, device: torch.device)
             "compare": args.compare,
         },
         "versions": versions(),
+        "hardware": hardware(),
     }
 
 

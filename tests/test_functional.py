@@ -176,6 +176,14 @@ class TestSpecialValues:
         logits[1] = -math.inf
         self.check_same(logits, smoothing)
 
+    @pytest.mark.parametrize("smoothing", [0.0, 0.1])
+    def test_masked_classes(self, classes: int, smoothing: float) -> None:
+        """-inf but for the last classes: whole vectors and chunks of a row hold nothing."""
+        logits = make_case(3, classes, torch.float32)[0]
+        logits[:, :-2] = -math.inf
+        self.check_same(logits.flip(1) if smoothing else logits, smoothing)
+        self.check_same(logits.roll(3, dims=1), smoothing)
+
     def check_same(self, logits: Tensor, smoothing: float) -> None:
         results = [
             loss_and_grad(
@@ -246,9 +254,15 @@ def test_logits_and_target_are_left_alone() -> None:
 
 
 @pytest.mark.parametrize("classes", [10, 100])
-@pytest.mark.parametrize("label", [-1, 100000, -(2**40)])
+@pytest.mark.parametrize("offset", [-1, 0, 100000, -(2**40)])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 class TestLabelOutOfRange:
+    """Negative labels; and from the first behind the last class on."""
+
+    @pytest.fixture
+    def label(self, classes: int, offset: int) -> int:
+        return offset if offset < 0 else classes + offset
+
     def test_forward(self, classes: int, label: int, smoothing: float) -> None:
         logits, target, _ = make_case(40, classes, torch.float32)
         target[30] = target[33] = label

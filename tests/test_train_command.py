@@ -93,6 +93,7 @@ def test_train_leaves_a_complete_run(
         "compare": False,
     }
     assert set(facts["versions"]) == {"softreg_ext", "torch", "python"}
+    assert set(facts["hardware"]) == {"processor", "cores", "cpu_kernels", "gpu"}
     assert [set(epoch) for epoch in facts["epochs"]] == [
         {"epoch", "train_loss", "train_acc", "test_acc", "train_seconds"}
     ] * 2
