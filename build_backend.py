@@ -8,6 +8,7 @@ for as a build requirement (and then, by the wheel's own pin, installed in the s
 
 import importlib.util
 import os
+import site
 import sys
 import sysconfig
 
@@ -28,12 +29,28 @@ def expose_target_torch() -> bool:
     """Make the target environment's torch importable; return whether there is one."""
     if importlib.util.find_spec("torch") is not None:
         return True
-    for folder in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
+    for folder in _target_folders():
         if os.path.isfile(os.path.join(folder, "torch", "__init__.py")):
             # Last on the path: the build's own setuptools and ninja stay in front.
             sys.path.append(folder)
             return True
     return False
+
+
+def _target_folders() -> list[str]:
+    """Where the target environment's packages are, in the order of its path."""
+    places = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    try:
+        with open(os.path.join(sys.prefix, "pyvenv.cfg"), encoding="utf-8") as file:
+            settings = file.read().lower().replace(" ", "")
+        sees_system = "include-system-site-packages=true" in settings
+    except OSError:  # no virtual environment
+        sees_system = True
+    if sees_system:
+        base = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}
+        places += [sysconfig.get_path(name, vars=base) for name in ("purelib", "platlib")]
+        places.append(site.getusersitepackages())
+    return places
 
 
 def _torch_if_missing() -> list[str]:

@@ -4,8 +4,10 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -167,6 +169,7 @@ def main() -> None:
             facts = {
                 "version": self.distribution.get_version(),
                 "library": library.name,
+                "built": time.time(),
                 "python": platform.python_version(),
                 "torch": torch.__version__,
                 "cuda": torch.version.cuda if cuda.enabled else None,
@@ -199,6 +202,8 @@ def main() -> None:
     )
     # Objects of one torch must not be taken for those of another: a build folder for each.
     build_base = f"build/py{platform.python_version()}-torch{torch.__version__}"
+    for stale in ROOT.glob(f"{build_base}/lib*"):  # else modules since deleted get into the wheel
+        shutil.rmtree(stale)
     setup(
         install_requires=dependencies(torch.__version__),
         ext_modules=[extension],

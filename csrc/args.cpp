@@ -1,23 +1,41 @@
 #include "args.h"
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+
+#include "row_matrix.h"
 
 namespace softreg {
 
+at::ScalarType CrossEntropyArgs::result_type() const {
+  at::ScalarType type = logits.scalar_type();
+  if (has_probabilities()) {
+    type = c10::promoteTypes(type, target.scalar_type());
+    type = has_weight() ? c10::promoteTypes(type, weight->scalar_type()) : type;
+  }
+  return type;
+}
+
+c10::SymDimVector loss_shape(const CrossEntropyArgs& args) {
+  c10::SymDimVector shape;
+  if (args.has_row_losses()) {
+    shape = c10::SymDimVector(args.logits.sym_sizes());
+    shape.erase(shape.begin() + 1);
+  }
+  return shape;
+}
+
+c10::SymDimVector lse_shape(const CrossEntropyArgs& args) {
+  return {c10::SymInt(args.has_probabilities() ? 3 : 2), row_count(args.logits)};
+}
+
 ForwardOutputs empty_forward_outputs(const CrossEntropyArgs& args) {
-  const bool batched = args.logits.dim() > 1;
-  const c10::SymInt rows = batched ? args.logits.sym_size(0) : c10::SymInt(1);
-  const auto options = args.logits.options();
-  const auto accumulator =
-      options.dtype(args.logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
-  const bool per_row = args.reduction == Reduction::kNone && batched;
-  return {at::empty_symint(per_row ? c10::SymDimVector{rows} : c10::SymDimVector{}, options),
-          at::empty_symint({c10::SymInt(2), rows}, accumulator),
+  const auto options = args.logits.options().dtype(args.result_type());
+  return {at::empty_symint(loss_shape(args), options),
+          at::empty_symint(lse_shape(args), options.dtype(accumulator_type(args.result_type()))),
           at::empty({}, options.dtype(at::kDouble))};
 }
 
-at::Tensor empty_grad_logits(const CrossEntropyArgs& args) {
-  return at::empty_symint(args.logits.sym_sizes(), args.logits.options());
-}
+at::Tensor empty_grad_logits(const CrossEntropyArgs& args) { return at::empty_like(args.logits); }
 
 }  // namespace softreg

@@ -8,45 +8,75 @@
 
 namespace softreg {
 
+// A matrix (rows, classes) inside a tensor (N, C, d1, ..., dK) or (N, C). Row r lies at position
+// r % inner of sample r / inner; positions are adjacent, so that inner > 1 puts rows side by side.
+template <typename T>
+struct RowMatrix {
+  T* data = nullptr;
+  int64_t inner = 1;
+  int64_t outer_stride = 0;
+  int64_t class_stride = 1;
+
+  T* row(int64_t r) const {
+    return inner == 1 ? data + r * outer_stride : data + r / inner * outer_stride + r % inner;
+  }
+  bool classes_adjacent() const { return inner == 1 && class_stride == 1; }
+};
+
+// Class indices, a signed integer of 2, 4 or 8 bytes or an unsigned one of 1.
 struct Labels {
   const void* data;
   int64_t stride;
-  bool is_uint8;  // else int64
+  int64_t bytes;
   int64_t ignore_index;
 
   int64_t operator[](int64_t row) const {
-    return is_uint8 ? static_cast<const uint8_t*>(data)[row * stride]
-                    : static_cast<const int64_t*>(data)[row * stride];
+    switch (bytes) {
+      case 1:
+        return static_cast<const uint8_t*>(data)[row * stride];
+      case 2:
+        return static_cast<const int16_t*>(data)[row * stride];
+      case 4:
+        return static_cast<const int32_t*>(data)[row * stride];
+      default:
+        return static_cast<const int64_t*>(data)[row * stride];
+    }
   }
 };
 
 template <typename T, typename A>
 struct CrossEntropyRows {
-  const T* logits;  // (rows, classes), unit stride along the classes
-  int64_t row_stride;
   int64_t rows;
   int64_t classes;
-  Labels target;    // (rows)
-  const A* weight;  // (classes), or null: all 1
-  A weight_sum;     // sum of weight, used with label smoothing only
+  RowMatrix<const T> logits;
+  RowMatrix<const T> probabilities;  // the target, or without data: the labels are
+  Labels labels;                     // (rows)
+  const A* weight;                   // (classes), or null: all 1
+  A weight_sum;                      // sum of weight, or classes; 0 without label smoothing
   double label_smoothing;
+
+  bool has_probabilities() const { return probabilities.data != nullptr; }
+  // Whether classes besides the label's have a coefficient, and so their weights a meaning.
+  bool all_classes_count() const { return has_probabilities() || label_smoothing > 0; }
 };
 
 template <typename T, typename A>
 struct ForwardArgs : CrossEntropyRows<T, A> {
-  A* row_max;  // (rows)
-  A* log_sum;  // (rows)
-  T* loss;     // (rows), or null when only the totals are asked for
+  A* row_max;          // (rows)
+  A* log_sum;          // (rows)
+  A* coefficient_sum;  // (rows), with probabilities only
+  T* loss;             // (rows), or null when only the totals are asked for
 };
 
 template <typename T, typename A>
 struct BackwardArgs : CrossEntropyRows<T, A> {
-  const A* row_max;      // (rows)
-  const A* log_sum;      // (rows)
-  const T* grad_output;  // (rows), or null for a reduced loss
+  const A* row_max;          // (rows)
+  const A* log_sum;          // (rows)
+  const A* coefficient_sum;  // (rows), with probabilities only
+  const T* grad_output;      // (rows), or null for a reduced loss
   int64_t grad_output_stride;
   A grad_reduced;  // then: each row's upstream gradient
-  T* grad_logits;  // (rows, classes), contiguous
+  RowMatrix<T> grad_logits;
 };
 
 // A label outside [0, classes) that is not ignore_index: its row is left out and reported.

@@ -2,11 +2,13 @@
 
 Beside the .so lies `_build_info.json`, which is read first: an extension built for another torch
 would otherwise end in an undefined symbol. In a source tree the .so is usually not beside this
-file but in the installed copy of the package, so every copy on the path is considered.
+file but in the installed copy of the package, so every copy on the path is considered, and of those
+that fit the newest is taken.
 """
 
 import importlib.util
 import json
+import platform
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ class Build:
     folder: Path
     version: str
     library: str
+    built: float
     python: str
     torch: str
     cuda: str | None
@@ -38,6 +41,8 @@ class Build:
 
     def mismatch(self, torch_version: str, torch_cuda: str | None) -> str | None:
         """Why this build cannot be loaded beside that torch; None if it can."""
+        if _minor(self.python) != _minor(platform.python_version()):
+            return f"built for Python {self.python}, but this is {platform.python_version()}"
         if _minor(self.torch) != _minor(torch_version):
             return f"built for torch {self.torch}, but torch {torch_version} is installed"
         if self.cuda and _major(self.cuda) != _major(torch_cuda):
@@ -57,20 +62,23 @@ def _major(cuda: str | None) -> str | None:
 
 
 def find_build(folders: list[Path], torch_version: str, torch_cuda: str | None) -> Build:
-    """The first build in `folders` that fits.
+    """The newest build in `folders` that fits.
 
     Raises:
         ImportError: there is none; says what each build was made for and how to mend it.
     """
-    misfits = []
+    fitting, misfits = [], []
     for folder in folders:
         if not (folder / "_build_info.json").exists():
             continue
         build = Build.read(folder)
         mismatch = build.mismatch(torch_version, torch_cuda)
         if mismatch is None:
-            return build
-        misfits.append(f"softreg_ext in {folder} was not loaded: {mismatch}.")
+            fitting.append(build)
+        else:
+            misfits.append(f"softreg_ext in {folder} was not loaded: {mismatch}.")
+    if fitting:
+        return max(fitting, key=lambda build: build.built)
     raise ImportError(
         "\n".join(misfits or ["softreg_ext has not been built for this Python environment."])
         + f"\nBuild it for this torch, in the source folder of softreg_ext:\n  {REBUILD}"

@@ -1,7 +1,9 @@
 """The command line: ``softreg train``, ``softreg predict``, ``softreg info``."""
 
 import argparse
+import io
 import math
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -29,6 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0, 1 after an error, 2 after wrong usage, 130 after an interrupt.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A file name may hold what the terminal cannot show.
+            stream.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
@@ -93,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         help="train, and write what came of it to a run folder",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    train.set_defaults(run=run_training)
+    train.set_defaults(run=run_training, out=None)
     add = train.add_argument
     add("--data", choices=DATA_CHOICES, default="auto", help="images to train on")
     add("--data-dir", metavar="DIR", help="folder with the four Fashion-MNIST files")
@@ -104,11 +110,18 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch-size", type=_integer(1), default=256, metavar="N", help="samples per batch")
     add("--lr", type=_learning_rate, default=0.1, metavar="X", help="learning rate")
     add("--seed", type=_integer(0), default=0, metavar="N", help="of weights and batches")
-    add("--out", metavar="DIR", help="run folder (default: runs/<time>)")
+    out_help = "run folder, runs/<time> if left out"
+    add("--out", metavar="DIR", default=argparse.SUPPRESS, help=out_help)
     add("--device", default="auto", help="auto (the CPU), cpu, cuda or cuda:N")
     # One: a step is so short that a second thread gains a tenth, and loses the twentyfold
     # when the core it spins on is taken.
-    add("--threads", type=_integer(1), default=1, metavar="N", help="CPU threads")
+    add(
+        "--threads",
+        type=_integer(1, os.cpu_count() or 1),
+        default=1,
+        metavar="N",
+        help="CPU threads",
+    )
 
     predict = commands.add_parser("predict", help="name the garments in pictures")
     predict.set_defaults(run=_predict)
@@ -127,16 +140,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _integer(minimum: int) -> Callable[[str], int]:
-    """An argument type: whole numbers from `minimum` to what torch takes as a seed."""
+def _integer(minimum: int, maximum: int = 2**63 - 1) -> Callable[[str], int]:
+    """An argument type: whole numbers from `minimum` to `maximum`, what torch takes as a seed."""
 
     def parse(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
             value = minimum - 1
-        if not minimum <= value < 2**63:
-            raise argparse.ArgumentTypeError(f"must be a whole number >= {minimum}, got {text!r}")
+        if not minimum <= value <= maximum:
+            bound = f" and <= {maximum}" if value > maximum else ""
+            raise argparse.ArgumentTypeError(
+                f"must be a whole number >= {minimum}{bound}, got {text!r}"
+            )
         return value
 
     return parse

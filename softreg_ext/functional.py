@@ -4,6 +4,7 @@ from typing import NoReturn
 
 import torch
 from torch import Tensor
+from torch.nn import _reduction as _Reduction
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from ._extension import _C
@@ -18,37 +19,46 @@ def cross_entropy(
     ignore_index: int = -100,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
+    *,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
 ) -> Tensor:
-    r"""Softmax cross-entropy of logits against class indices, fused into one kernel each way.
+    r"""Softmax cross-entropy of logits, fused into one kernel each way.
 
-    Equivalent to :func:`torch.nn.functional.cross_entropy`. With
-    ``lse = log(sum_c exp(x_c))``, label ``t``, class weights ``w`` and smoothing ``s``, a row's
-    loss is ``(1 - s) w_t (lse - x_t) + s/C sum_c w_c (lse - x_c)`` (label smoothing as in Szegedy
-    et al., 2016), computed with the row's maximum taken off first, so that it is exact for logits
-    of any size. ``"mean"`` divides by the sum of the targets' weights.
+    Equivalent to :func:`torch.nn.functional.cross_entropy`. With ``lse = log(sum_c exp(x_c))``,
+    class weights ``w`` and smoothing ``s``, a row's loss for the label ``t`` is
+    ``(1 - s) w_t (lse - x_t) + s/C sum_c w_c (lse - x_c)`` (label smoothing as in Szegedy et al.,
+    2016), and for class probabilities ``q`` it is
+    ``sum_c w_c ((1 - s) q_c + s/C) (lse - x_c)``. The row's maximum is taken off first, so that the
+    result is exact for logits of any size. ``"mean"`` divides by the sum of the labels' weights, or
+    with probabilities by the number of rows.
 
-    Where it differs: a row whose target is ``ignore_index`` is not read, so a NaN in it does not
-    reach the gradient; a ``label_smoothing`` below 0 or NaN is an error.
+    Where it differs: a row whose label is ``ignore_index`` is not read, so a NaN in it does not
+    reach the gradient; a ``label_smoothing`` below 0 or NaN is an error; int32 and int16 labels
+    are taken as well.
 
     Args:
-        input: logits, shape (N, C) or (C); float32, float64, bfloat16 or float16. The half types
-            are accumulated in float32.
-        target: class indices in [0, C), or ``ignore_index``; shape (N), or one label for (C);
-            int64 or uint8.
+        input: logits, shape (N, C), (N, C, d1, ..., dK) or (C); float32, float64, bfloat16 or
+            float16. The half types are accumulated in float32.
+        target: labels in [0, C), or ``ignore_index``: the shape of ``input`` without C, int64,
+            int32, int16 or uint8. Or class probabilities: the shape of ``input``, any floating
+            point type; differentiable too.
         weight: one factor for each class, shape (C), dtype of ``input``; default: all 1.
         ignore_index: the label whose rows add nothing to the loss and get a gradient of zero.
         reduction: "none", "mean" or "sum".
         label_smoothing: in [0, 1]; how much of the target is spread evenly over the classes.
+        size_average: deprecated; with ``reduce``, overrides ``reduction`` as in PyTorch.
+        reduce: deprecated.
 
     Returns:
-        The loss in ``input``'s dtype: shape (N) for "none" and batched logits, else ().
+        The loss in ``input``'s dtype (with probabilities, the type that ``input``, ``target`` and
+        ``weight`` promote to): for "none" the shape of ``input`` without C, else ().
 
     Raises:
         IndexError: a label is out of range.
         ValueError: batch sizes differ, or ``reduction`` is none of the three.
         TypeError: an argument is no tensor, integer or number where it should be.
-        NotImplementedError: logits of another dtype; class probabilities as target and
-            K-dimensional logits, which are not covered yet.
+        NotImplementedError: logits of another dtype.
         RuntimeError: any other wrong dtype, shape, device or ``label_smoothing``.
     """
     if has_torch_function_variadic(input, target, weight):
@@ -61,7 +71,11 @@ def cross_entropy(
             ignore_index=ignore_index,
             reduction=reduction,
             label_smoothing=label_smoothing,
+            size_average=size_average,
+            reduce=reduce,
         )
+    if size_average is not None or reduce is not None:
+        reduction = _Reduction.legacy_get_string(size_average, reduce)
     try:
         reduction_code = _REDUCTIONS[reduction]
     except (KeyError, TypeError):
@@ -86,7 +100,7 @@ def cross_entropy(
 def _raise_type_error(
     input: object, target: object, weight: object, ignore_index: object, label_smoothing: object
 ) -> None:
-    """Raise a TypeError that names the argument; pybind11's own lists the C++ signature."""
+    """Raise an error that names the argument; pybind11's own lists the C++ signature."""
 
     def complain(name: str, expected: str, value: object) -> NoReturn:
         raise TypeError(
@@ -99,5 +113,7 @@ def _raise_type_error(
             complain(name, "a Tensor", value)
     if not isinstance(ignore_index, int):
         complain("ignore_index", "an int", ignore_index)
+    if not -(2**63) <= ignore_index < 2**63:
+        raise ValueError(f"cross_entropy: ignore_index {ignore_index} does not fit in 64 bits")
     if not isinstance(label_smoothing, (int, float)):
         complain("label_smoothing", "a float", label_smoothing)

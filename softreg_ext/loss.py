@@ -9,7 +9,7 @@ from .functional import cross_entropy
 
 
 class CrossEntropyLoss(_WeightedLoss):
-    """Softmax cross-entropy of logits against class indices; see :func:`softreg_ext.cross_entropy`.
+    """Softmax cross-entropy of logits; see :func:`softreg_ext.cross_entropy`.
 
     Takes what :class:`torch.nn.CrossEntropyLoss` takes, by the same names, and can stand in its
     place. ``weight`` is a buffer: it moves with ``.to()`` and is saved with the state.
@@ -19,6 +19,8 @@ class CrossEntropyLoss(_WeightedLoss):
         ignore_index: the label whose rows add nothing to the loss.
         reduction: "none", "mean" or "sum".
         label_smoothing: in [0, 1].
+        size_average: deprecated; with ``reduce``, overrides ``reduction`` as in PyTorch.
+        reduce: deprecated.
     """
 
     __constants__: ClassVar[list[str]] = ["ignore_index", "label_smoothing", "reduction"]
@@ -29,8 +31,11 @@ class CrossEntropyLoss(_WeightedLoss):
         ignore_index: int = -100,
         reduction: str = "mean",
         label_smoothing: float = 0.0,
+        *,
+        size_average: bool | None = None,
+        reduce: bool | None = None,
     ) -> None:
-        super().__init__(weight, reduction=reduction)
+        super().__init__(weight, size_average, reduce, reduction)
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
 

@@ -53,9 +53,13 @@ class RunFolder:
             folder.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder.path):
                 pass
+            for path in filter(Path.exists, folder.files):
+                with path.open("ab"):
+                    pass
         except OSError as error:
+            place = error.filename if error.filename is not None else folder.path
             raise RunError(
-                f"run folder {folder.path}: cannot be written: {error.strerror}"
+                f"run folder {folder.path}: cannot be written: {place}: {error.strerror}"
             ) from error
         return folder
 

@@ -11,10 +11,16 @@ from torch import Tensor
 class Reference:
     loss: np.ndarray
     grad: np.ndarray
+    grad_target: np.ndarray
 
 
 def extended(x: Tensor) -> np.ndarray:
     return x.detach().double().numpy().astype(np.longdouble)
+
+
+def rows_of(x: np.ndarray) -> np.ndarray:
+    """(C), (N, C) or (N, C, d1, ..., dK) as (rows, C)."""
+    return x[None] if x.ndim == 1 else np.moveaxis(x, 1, -1).reshape(-1, x.shape[1])
 
 
 def cross_entropy(
@@ -26,32 +32,44 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     grad_output: Tensor | None = None,
 ) -> Reference:
-    """Loss of (N, C) logits, and its gradient times `grad_output` (default: ones)."""
-    x = extended(logits)
+    """The loss and its gradients times `grad_output` (default: ones)."""
+    given = extended(logits)
+    x = rows_of(given)
     rows, classes = x.shape
-    labels = target.numpy().astype(np.int64)
-    counts = labels != ignore_index
-    safe = np.where(counts, labels, 0)
     w = np.ones(classes, np.longdouble) if weight is None else extended(weight)
+    smooth = np.longdouble(label_smoothing)
+    if target.is_floating_point():
+        q, row_weight = rows_of(extended(target)), np.ones(rows, np.longdouble)
+        counts = np.ones(rows, bool)
+    else:
+        labels = target.numpy().astype(np.int64).reshape(-1)
+        counts = labels != ignore_index
+        safe = np.where(counts, labels, 0)
+        q, row_weight = np.eye(classes, dtype=np.longdouble)[safe], w[safe] * counts
+    # what multiplies each class's log-probability
+    coefficients = -w * ((1 - smooth) * q + smooth / classes) * counts[:, None]
     shifted = x - x.max(axis=1, keepdims=True)
     log_softmax = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-
-    # d loss / d log_softmax: what each class's log-probability is multiplied by.
-    smooth = np.longdouble(label_smoothing)
-    coefficients = np.tile(-smooth / classes * w, (rows, 1))
-    coefficients[np.arange(rows), safe] -= (1 - smooth) * w[safe]
-    coefficients[~counts] = 0
     loss = (coefficients * log_softmax).sum(axis=1)
 
     upstream = np.ones((), np.longdouble) if grad_output is None else extended(grad_output)
     if reduction == "mean":
-        total = w[safe][counts].sum()
-        loss, upstream = loss.sum() / total, upstream / total
+        loss, upstream = loss.sum() / row_weight.sum(), upstream / row_weight.sum()
     elif reduction == "sum":
         loss = loss.sum()
-    softmax = np.exp(log_softmax)
-    grad = coefficients - softmax * coefficients.sum(axis=1, keepdims=True)
-    return Reference(loss, grad * np.broadcast_to(upstream, (rows,))[:, None])
+    upstream = np.broadcast_to(upstream.reshape(-1), (rows,))[:, None]
+    grad = coefficients - np.exp(log_softmax) * coefficients.sum(axis=1, keepdims=True)
+    grad_target = -w * (1 - smooth) * log_softmax
+
+    def shaped(by_rows: np.ndarray) -> np.ndarray:
+        if given.ndim == 1:
+            return by_rows[0]
+        positions = (given.shape[0], *given.shape[2:], classes)
+        return np.moveaxis(by_rows.reshape(positions), -1, 1)
+
+    if reduction == "none":
+        loss = loss.reshape(given.shape[:1] + given.shape[2:]) if given.ndim > 1 else loss[0]
+    return Reference(loss, shaped(grad * upstream), shaped(grad_target * upstream))
 
 
 def assert_as_accurate(

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -86,6 +87,24 @@ def test_per_sample_gradients(smoothing: float) -> None:
     torch.testing.assert_close(*results)
 
 
+def test_transforms_check_their_input() -> None:
+    """The composition of ATen ops that runs then accepts no more than the fused op."""
+    logits, target, _ = make_inputs(4)
+    for bad in (target.double(), target.bool()):
+        with pytest.raises(RuntimeError, match="target"):
+            grad(lambda x, bad=bad: softreg_ext.cross_entropy(x, bad))(logits)
+    with pytest.raises(RuntimeError, match="label_smoothing"):
+        grad(lambda x: softreg_ext.cross_entropy(x, target, label_smoothing=-1.0))(logits)
+
+
+def test_nan_in_an_ignored_row_under_transforms() -> None:
+    logits, target, _ = make_inputs(4)
+    logits[2] = torch.nan
+    gradient = grad(lambda x: softreg_ext.cross_entropy(x, target))(logits)
+    assert gradient.isfinite().all()
+    assert torch.equal(gradient[2], torch.zeros(4, dtype=gradient.dtype))
+
+
 def test_vmap_over_logits() -> None:
     logits, target, weight = make_inputs(4)
     stacked = torch.stack([logits, 2 * logits, -logits])
@@ -168,7 +187,10 @@ class TestTracers:
         ("backend", "dynamic"),
         [("aot_eager", False), ("aot_eager", True), ("inductor", True)],
     )
-    def test_compile(self, backend: str, dynamic: bool) -> None:
+    def test_compile(
+        self, backend: str, dynamic: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
         torch._dynamo.reset()
 
         def step(logits: Tensor, target: Tensor) -> Tensor:

@@ -12,13 +12,16 @@ from softreg_ext import _extension
 from softreg_ext._extension import Build, find_build
 
 
-def fake_build(folder: Path, torch_version: str, cuda: str | None = None) -> Path:
+def fake_build(
+    folder: Path, torch_version: str, cuda: str | None = None, built: float = 0.0
+) -> Path:
     folder.mkdir(parents=True)
     info = {
         **json.loads((_extension.BUILD.folder / "_build_info.json").read_text()),
         "torch": torch_version,
         "cuda": cuda,
         "library": "_C.so",
+        "built": built,
     }
     (folder / "_build_info.json").write_text(json.dumps(info))
     (folder / "_C.so").touch()
@@ -57,6 +60,19 @@ def test_second_copy_on_the_path_is_found(tmp_path: Path) -> None:
     installed = fake_build(tmp_path / "installed", "2.15.0+cpu")
     source.mkdir()
     assert find_build([source, stale, installed], "2.15.0", None).folder == installed
+
+
+def test_newest_of_two_that_fit_is_taken(tmp_path: Path) -> None:
+    old = fake_build(tmp_path / "old", "2.15.0+cpu", built=1.0)
+    new = fake_build(tmp_path / "new", "2.15.0+cpu", built=2.0)
+    assert find_build([old, new], "2.15.0", None).folder == new
+
+
+def test_another_python_does_not_fit(tmp_path: Path) -> None:
+    info = fake_build(tmp_path / "a", "2.15.0") / "_build_info.json"
+    info.write_text(json.dumps({**json.loads(info.read_text()), "python": "3.9.1"}))
+    with pytest.raises(ImportError, match=r"built for Python 3\.9\.1, but this is"):
+        find_build([tmp_path / "a"], "2.15.0", None)
 
 
 def test_never_built(tmp_path: Path) -> None:

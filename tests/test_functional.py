@@ -4,51 +4,17 @@ import math
 from typing import Any, ClassVar
 
 import numpy as np
-import oracle
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import DTYPES, check_against_torch, loss_and_grad, make_case
 from torch import Tensor
 
 import softreg_ext
 
-DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 # 1; around 8 lanes and the textbook's 10; the border between the two row layouts (32); no multiple
 # of any vector; the border of a chunk (2048); several chunks and a tail.
 CLASSES = [1, 7, 8, 9, 10, 32, 33, 100, 1000, 2048, 2049, 5003]
-
-
-def make_case(rows: int, classes: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(rows * 10007 + classes)
-    logits = (torch.randn(rows, classes, generator=generator) * 3).to(dtype)
-    target = torch.randint(classes, (rows,), generator=generator)
-    weight = (torch.rand(classes, generator=generator) + 0.5).to(dtype)
-    return logits, target, weight
-
-
-def loss_and_grad(
-    function: Any, logits: Tensor, target: Tensor, grad_output: Tensor | None, **options: Any
-) -> tuple[Tensor, Tensor]:
-    leaf = logits.detach().requires_grad_()
-    loss = function(leaf, target, **options)
-    loss.backward(torch.ones_like(loss) if grad_output is None else grad_output)
-    assert leaf.grad is not None
-    return loss.detach(), leaf.grad
-
-
-def check_against_torch(
-    logits: Tensor, target: Tensor, grad_output: Tensor | None = None, **options: Any
-) -> None:
-    ours = loss_and_grad(softreg_ext.cross_entropy, logits, target, grad_output, **options)
-    torchs = loss_and_grad(F.cross_entropy, logits, target.long(), grad_output, **options)
-    exact = oracle.cross_entropy(logits, target, grad_output=grad_output, **options)
-    oracle.assert_as_accurate(ours[0], torchs[0], exact.loss)
-    upstream = 1.0 if grad_output is None or not grad_output.numel() else grad_output.abs().max()
-    weight = options.get("weight")
-    unit = float(upstream) * (1.0 if weight is None else float(weight.max()))
-    if options.get("reduction") == "mean":
-        unit /= max(1.0, float((target != options.get("ignore_index", -100)).sum()))
-    oracle.assert_as_accurate(ours[1], torchs[1], exact.grad, unit)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -71,6 +37,13 @@ def test_matches_torch(
         label_smoothing=smoothing,
         weight=weight if weighted else None,
     )
+
+
+@pytest.mark.parametrize("classes", [1000, 32000])
+@pytest.mark.parametrize("smoothing", [0.1, 1.0])
+def test_weighted_smoothing_of_many_classes(classes: int, smoothing: float) -> None:
+    logits, target, weight = make_case(12, classes, torch.float32)
+    check_against_torch(logits, target, weight=weight, label_smoothing=smoothing)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 1.0])
@@ -105,9 +78,10 @@ class TestLayouts:
         check_against_torch(logits, target, weight=weight, label_smoothing=0.3)
 
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-    def test_uint8_target(self, classes: int, dtype: torch.dtype) -> None:
+    @pytest.mark.parametrize("labels", [torch.uint8, torch.int16, torch.int32], ids=str)
+    def test_narrow_target(self, classes: int, dtype: torch.dtype, labels: torch.dtype) -> None:
         logits, target, _ = make_case(20, classes, dtype)
-        check_against_torch(logits, target.to(torch.uint8), reduction="none")
+        check_against_torch(logits, target.to(labels), reduction="none")
 
     def test_uint8_ignore_index(self, classes: int) -> None:
         logits, target, _ = make_case(20, classes, torch.float32)
@@ -162,6 +136,40 @@ def test_all_rows_ignored(reduction: str, classes: int, weighted: bool) -> None:
 
 @pytest.mark.parametrize("classes", [5, 40, 3000])
 class TestSpecialValues:
+    @pytest.mark.parametrize("value", [torch.finfo(torch.float32).min, 1e37, -1e37])
+    @pytest.mark.parametrize("smoothing", [0.0, 0.1])
+    def test_huge_equal_logits(self, classes: int, value: float, smoothing: float) -> None:
+        self.check_same(torch.full((3, classes), value), smoothing)
+
+    @pytest.mark.parametrize("mask", [torch.finfo(torch.float32).min, -1e30, -1e9, -1e5])
+    @pytest.mark.parametrize("masked", [0.5, 0.9])
+    def test_masked_classes_of_no_weight(self, classes: int, mask: float, masked: float) -> None:
+        """Nothing of their size is left in the loss, wherever in the row they stand."""
+        logits, _, weight = make_case(3, classes, torch.float32)
+        first = int(masked * classes)
+        weight[:first] = 0
+        logits[:, :first] = mask
+        target = torch.full((3,), classes - 1)
+        check_against_torch(logits, target, weight=weight, label_smoothing=0.1)
+        check_against_torch(logits.flip(1), target * 0, weight=weight.flip(0), label_smoothing=0.1)
+
+    def test_every_nan_stays_one(self, classes: int) -> None:
+        """Also the one with all bits set, which GPUs make."""
+        for bits in (0x7FFFFFFF, 0x7FC00000, -1):
+            logits = torch.zeros(3, classes)
+            logits.view(torch.int32)[1, 4] = bits
+            self.check_same(logits, 0.0)
+
+    def test_weight_of_other_classes_is_not_looked_at(self, classes: int) -> None:
+        weight = torch.ones(classes)
+        weight[1], weight[4] = math.inf, math.nan
+        logits, target, _ = make_case(3, classes, torch.float32)
+        ours, torchs = (
+            loss_and_grad(f, logits, target * 0, None, weight=weight)
+            for f in (softreg_ext.cross_entropy, F.cross_entropy)
+        )
+        torch.testing.assert_close(ours, torchs)
+
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=["nan", "inf", "-inf"])
     @pytest.mark.parametrize("position", [0, 2, -1], ids=["first", "target", "last"])
     @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -288,13 +296,14 @@ class TestLabelOutOfRange:
 
 
 LOGITS, TARGET, WEIGHT = torch.zeros(4, 10), torch.tensor([1, 2, 3, 4]), torch.ones(10)
+IMAGE, LABELS = torch.zeros(2, 3, 4, 5), torch.zeros(2, 4, 5, dtype=torch.long)
 # (what is wrong, arguments, options, words the message must hold)
 REFUSED_LIKE_TORCH = [
     ("int64 logits", (LOGITS.long(), TARGET), {}, "input .* Long"),
     ("complex logits", (LOGITS.cfloat(), TARGET), {}, "input .* ComplexFloat"),
     ("0-d logits", (torch.tensor(1.0), torch.tensor(0)), {}, r"input .* \[\]"),
     ("float target", (LOGITS, TARGET.float()), {}, "target .* Float"),
-    ("int32 target", (LOGITS, TARGET.int()), {}, "target .* Int"),
+    ("int8 target", (LOGITS, TARGET.char()), {}, "target .* Char"),
     ("bool target", (LOGITS, TARGET.bool()), {}, "target .* Bool"),
     ("int64 target shaped like input", (LOGITS, LOGITS.long()), {}, "target .* Long"),
     ("batch sizes", (LOGITS, TARGET[:3]), {}, r"batch size 4.*\[3\]"),
@@ -305,11 +314,22 @@ REFUSED_LIKE_TORCH = [
     ("2-d weight", (LOGITS, TARGET, WEIGHT[None]), {}, r"weight .*\[1, 10\]"),
     ("float64 weight", (LOGITS, TARGET, WEIGHT.double()), {}, "weight .* Double"),
     ("int64 weight", (LOGITS, TARGET, WEIGHT.long()), {}, "weight .* Long"),
+    ("probabilities, batch sizes", (LOGITS, LOGITS[:3]), {}, r"batch size 4.*\[3, 10\]"),
+    ("complex probabilities", (LOGITS, LOGITS.cfloat()), {}, "target .* ComplexFloat"),
+    ("probabilities, ignore_index", (LOGITS, LOGITS), {"ignore_index": 2}, "ignore_index .* 2"),
+    ("probabilities, short weight", (LOGITS, LOGITS, WEIGHT[:9]), {}, r"weight .* 10 .*\[9\]"),
+    ("K-d batch sizes", (IMAGE, LABELS[:1]), {}, r"batch size 2.*\[1, 4, 5\]"),
+    ("K-d positions", (IMAGE, LABELS[:, :3]), {}, r"\[2, 4, 5\] for .*got shape \[2, 3, 5\]"),
+    ("K-d target too short", (IMAGE, LABELS[:, 0]), {}, r"got shape \[2, 5\]"),
+    ("K-d float target", (IMAGE, LABELS.float()), {}, "target .* Float"),
+    ("K-d label", (IMAGE, LABELS + 3), {}, "target 3 at row 0 .* 3 classes"),
+    ("K-d weight", (IMAGE, LABELS, WEIGHT[:2]), {}, r"weight .* 3 .*\[2\]"),
     ("meta target", (LOGITS, TARGET.to("meta")), {}, "meta"),
     ("unknown reduction", (LOGITS, TARGET), {"reduction": "avg"}, "reduction .* 'avg'"),
     ("no reduction", (LOGITS, TARGET), {"reduction": None}, "reduction .* None"),
     ("smoothing > 1", (LOGITS, TARGET), {"label_smoothing": 1.5}, "label_smoothing .* 1.5"),
     ("smoothing a str", (LOGITS, TARGET), {"label_smoothing": "a"}, "label_smoothing .* 'a'"),
+    ("ignore_index too large", (LOGITS, TARGET), {"ignore_index": 2**70}, "ignore_index"),
     ("ignore_index a float", (LOGITS, TARGET), {"ignore_index": 1.5}, "ignore_index .* 1.5"),
     ("input a list", ([1.0], TARGET), {}, r"input .* \[1.0\]"),
     ("target a list", (LOGITS, [1]), {}, r"target .* \[1\]"),
@@ -345,13 +365,13 @@ def test_weight_that_requires_grad_is_refused() -> None:
         softreg_ext.cross_entropy(LOGITS, TARGET, weight)
 
 
-def test_not_covered_yet() -> None:
-    with pytest.raises(NotImplementedError, match=r"class probabilities .* not covered yet"):
-        softreg_ext.cross_entropy(LOGITS, LOGITS.softmax(1))
-    with pytest.raises(
-        NotImplementedError, match=r"K-dimensional .* not covered yet.*\[4, 10, 2\]"
-    ):
-        softreg_ext.cross_entropy(LOGITS[..., None].expand(4, 10, 2), TARGET[:, None].expand(4, 2))
+@pytest.mark.parametrize("size_average", [None, False, True])
+@pytest.mark.parametrize("reduce", [None, False, True])
+@pytest.mark.filterwarnings("ignore:size_average and reduce args will be deprecated")
+def test_deprecated_reduction_arguments(size_average: bool | None, reduce: bool | None) -> None:
+    options = {"size_average": size_average, "reduce": reduce}
+    ours = softreg_ext.cross_entropy(LOGITS, TARGET, **options)
+    torch.testing.assert_close(ours, F.cross_entropy(LOGITS, TARGET, **options))
 
 
 class Tagged(Tensor):
@@ -363,6 +383,27 @@ class Tagged(Tensor):
     def __torch_function__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         cls.seen.append(func)
         return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_target_without_data() -> None:
+    target = TARGET.clone()
+    target.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="target has elements, but its data is not allocated"):
+        softreg_ext.cross_entropy(LOGITS, target)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+def test_autocast_as_torch(dtype: torch.dtype, weighted: bool) -> None:
+    logits, target, weight = make_case(20, 50, dtype)
+    options = {"weight": weight if weighted else None}
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = loss_and_grad(softreg_ext.cross_entropy, logits, target, None, **options)
+        torchs = loss_and_grad(F.cross_entropy, logits, target, None, **options)
+        torch.testing.assert_close(ours, torchs)
+        probabilities = logits.softmax(1)
+        loss = softreg_ext.cross_entropy(logits, probabilities)
+        torch.testing.assert_close(loss, F.cross_entropy(logits, probabilities))
 
 
 def test_tensor_subclasses_see_the_call() -> None:

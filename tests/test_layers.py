@@ -13,7 +13,7 @@ SOURCES = sorted(path for path in CSRC.rglob("*") if path.suffix in (".h", ".cpp
 LAYERS = [
     (r"core/", 5),
     (r"kernel_args\.h|cpu/kernels|cuda/\w+\.cuh?$|cuda/\w+_kernel\.h", 4),
-    (r"cpu/|cuda/|meta/|args\.|checks\.", 3),
+    (r"cpu/|cuda/|meta/|args\.|checks\.|row_matrix\.", 3),
     (r"autograd/|ops\.|module\.cpp", 2),
 ]
 # What a layer may include from outside, as patterns of <...>.

@@ -88,6 +88,17 @@ def test_a_wheel_is_tied_to_its_torch_and_an_sdist_is_not() -> None:
     assert not any("torchvision" in requirement for requirement in nightly)
 
 
+def test_torch_of_the_system_is_seen_where_the_environment_sees_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    counts = {}
+    for answer in ("true", "false"):
+        (tmp_path / "pyvenv.cfg").write_text(f"include-system-site-packages = {answer}\n")
+        counts[answer] = len(build_backend._target_folders())
+    assert counts == {"true": 5, "false": 2}
+
+
 def test_torch_is_asked_for_only_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     hooks = build_backend.build_meta
     monkeypatch.setattr(hooks, "get_requires_for_build_wheel", lambda settings: ["ninja"])

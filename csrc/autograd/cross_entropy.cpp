@@ -40,12 +40,13 @@ class CrossEntropyFunction : public torch::autograd::Function<CrossEntropyFuncti
   // Returns the loss alone; what else the op returns is handed out through `outputs`, since
   // compiled autograd refuses outputs marked as not differentiable.
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& logits,
-                            const CrossEntropyArgs* args, ForwardOutputs* outputs) {
+                            const at::Tensor& target, const CrossEntropyArgs* args,
+                            ForwardOutputs* outputs) {
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
     *outputs = cross_entropy_forward(*args);
     const auto& [loss, lse, total_weight] = *outputs;
-    ctx->save_for_backward({logits, args->target, args->has_weight() ? *args->weight : at::Tensor(),
-                            lse, total_weight});
+    ctx->save_for_backward(
+        {logits, target, args->has_weight() ? *args->weight : at::Tensor(), lse, total_weight});
     ctx->saved_data["reduction"] = static_cast<int64_t>(args->reduction);
     ctx->saved_data["ignore_index"] = args->ignore_index;
     ctx->saved_data["label_smoothing"] = args->label_smoothing;
@@ -63,33 +64,39 @@ class CrossEntropyFunction : public torch::autograd::Function<CrossEntropyFuncti
                                 static_cast<Reduction>(ctx->saved_data["reduction"].toInt()),
                                 ctx->saved_data["ignore_index"].toInt(),
                                 ctx->saved_data["label_smoothing"].toDouble()};
-    return {cross_entropy_backward(args, {grad_outputs[0], lse, total_weight}), {}, {}};
+    const CrossEntropyGradArgs grad{grad_outputs[0], lse, total_weight};
+    return {ctx->needs_input_grad(0) ? cross_entropy_backward(args, grad) : at::Tensor(),
+            ctx->needs_input_grad(1) ? cross_entropy_grad_target(args, grad) : at::Tensor(),
+            {},
+            {}};
   }
 };
 
 ForwardOutputs cross_entropy_forward_autograd(const CrossEntropyArgs& args) {
+  const bool weight_needs_grad = args.has_weight() && needs_grad(*args.weight);
   TORCH_CHECK(
-      !args.has_weight() || !needs_grad(*args.weight),
+      args.has_probabilities() || !weight_needs_grad,
       "cross_entropy: weight requires grad, but the loss is not differentiable with respect "
       "to it; pass weight.detach()");
-  if (needs_composite(args.logits)) {
+  if (weight_needs_grad || needs_composite(args.logits) || needs_composite(args.target)) {
     return cross_entropy_forward_composite(args);
   }
-  if (!needs_grad(args.logits)) {
+  if (!needs_grad(args.logits) && !needs_grad(args.target)) {
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
     return cross_entropy_forward(args);
   }
   ForwardOutputs outputs;
-  const at::Tensor loss = CrossEntropyFunction::apply(args.logits, &args, &outputs);
+  const at::Tensor loss = CrossEntropyFunction::apply(args.logits, args.target, &args, &outputs);
   return {loss, std::get<1>(outputs), std::get<2>(outputs)};
 }
 
 // Differentiable itself: with create_graph=True this runs with gradients recorded.
 at::Tensor cross_entropy_backward_autograd(const CrossEntropyArgs& args,
                                            const CrossEntropyGradArgs& grad) {
-  if (needs_grad(args.logits) || needs_grad(grad.grad_output) || needs_composite(args.logits) ||
-      needs_composite(grad.grad_output)) {
-    return cross_entropy_backward_composite(args, grad);
+  for (const at::Tensor* input : {&args.logits, &args.target, &grad.grad_output}) {
+    if (needs_grad(*input) || needs_composite(*input)) {
+      return cross_entropy_backward_composite(args, grad);
+    }
   }
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
   return cross_entropy_backward(args, grad);

@@ -6,6 +6,10 @@
 //   loss = (1 - s) w_t (lse - x_t) + s/C sum_c w_c (lse - x_c)
 //   d loss / d x_c = ((1 - s) w_t + s/C sum_k w_k) softmax(x)_c - s/C w_c - [c = t] (1 - s) w_t
 //
+// and for a target of class probabilities q, with the coefficients a_c = w_c ((1 - s) q_c + s/C),
+//
+//   loss = sum_c a_c (lse - x_c),  d loss / d x_c = softmax(x)_c sum_k a_k - a_c
+//
 // lse is kept as max + log_sum and never added up: their sum would lose the digits of log_sum
 // where |max| is large (from 2^24 on in float32, all of them).
 #pragma once
@@ -28,17 +32,24 @@ SOFTREG_INLINE F negative_log_likelihood(F log_sum, F shifted_logit) {
   return log_sum - shifted_logit;
 }
 
+// a_c, the coefficient of -log softmax(x)_c when the target is a distribution.
+template <typename F>
+SOFTREG_INLINE F probability_coefficient(F class_weight, F target_probability, F on_target,
+                                         F per_class) {
+  return class_weight * (on_target * target_probability + per_class);
+}
+
 // smooth_nll = sum_c w_c (lse - x_c), 0 without label smoothing.
 template <typename F>
 SOFTREG_INLINE F row_loss(RowCoefficients<F> row, F target_nll, F smooth_nll) {
   return row.on_target * target_nll + row.per_class * smooth_nll;
 }
 
-// sum_c w_c (lse - x_c) from lse - reference and sum_c w_c (x_c - reference).
+// sum_c a_c (lse - x_c) from sum_c a_c, lse - reference and sum_c a_c (x_c - reference).
 template <typename F>
-SOFTREG_INLINE F smooth_negative_log_likelihood(F weight_sum, F lse_minus_reference,
-                                                F weighted_logit_sum) {
-  return weight_sum * lse_minus_reference - weighted_logit_sum;
+SOFTREG_INLINE F weighted_negative_log_likelihood(F coefficient_sum, F lse_minus_reference,
+                                                  F weighted_logit_sum) {
+  return coefficient_sum * lse_minus_reference - weighted_logit_sum;
 }
 
 // softmax(x)_c, for a logit that was shifted by the row's maximum.
@@ -47,8 +58,9 @@ SOFTREG_INLINE F probability(F shifted_logit, F log_sum) {
   return vexp(shifted_logit - log_sum);
 }
 
-// One row's gradient, times the upstream gradient: softmax_scale * softmax(x)_c - offset_c, where
-// offset_c is target_offset for the target and weight_scale * w_c for the others.
+// One row's gradient before the upstream one: softmax_scale * softmax(x)_c - offset_c, where
+// offset_c is target_offset for the label and weight_scale * w_c for the others; with probabilities
+// weight_scale * a_c for all.
 template <typename F>
 struct RowGradient {
   F softmax_scale;
@@ -57,15 +69,15 @@ struct RowGradient {
 };
 
 template <typename F>
-SOFTREG_INLINE RowGradient<F> row_gradient(RowCoefficients<F> row, F target_weight, F upstream) {
+SOFTREG_INLINE RowGradient<F> row_gradient(RowCoefficients<F> row, F target_weight) {
   // Scale and target_offset in one form: with a single class they cancel to the last bit.
-  return {upstream * (row.on_target + row.per_class * row.weight_sum), upstream * row.per_class,
-          upstream * (row.on_target + row.per_class * target_weight)};
+  return {row.on_target + row.per_class * row.weight_sum, row.per_class,
+          row.on_target + row.per_class * target_weight};
 }
 
 template <typename F>
-SOFTREG_INLINE F logit_gradient(F probability, F softmax_scale, F offset) {
-  return probability * softmax_scale - offset;
+SOFTREG_INLINE F logit_gradient(F probability, F softmax_scale, F offset, F upstream) {
+  return (probability * softmax_scale - offset) * upstream;
 }
 
 }  // namespace softreg

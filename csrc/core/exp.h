@@ -1,5 +1,5 @@
 // exp for arguments up to 0, all that a shifted softmax asks for, to about 1 ulp of float32.
-// F is a vector of floats; found by overload: mul_add, scale_by_power_of_two, zero_below.
+// F is a vector of floats; found by overload: mul_add, power_of_two, zero_below.
 #pragma once
 
 #include "value.h"
@@ -12,7 +12,8 @@ namespace softreg {
 // Below ln(FLT_MIN) the result is 0: such a probability is lost in every rounding. NaN stays NaN.
 template <typename F>
 SOFTREG_INLINE F exp_nonpositive(F x) {
-  const F magic = F(0x1.8p23f);  // adding it leaves round(x / ln 2) in the low mantissa bits
+  // Adding it leaves n + 127, the exponent field of 2^n, in the low mantissa bits.
+  const F magic = F(0x1.8p23f + 127.0f);
   const F biased = mul_add(x, F(0x1.715476p0f), magic);
   const F n = biased - magic;
   F r = mul_add(n, F(-0x1.63p-1f), x);
@@ -24,7 +25,7 @@ SOFTREG_INLINE F exp_nonpositive(F x) {
   p = mul_add(p, r, F(0x1.fffffcp-2f));
   p = mul_add(p, r, F(1.0f));
   p = mul_add(p, r, F(1.0f));
-  return zero_below(x, F(-87.33654f), scale_by_power_of_two(p, biased));
+  return zero_below(x, F(-87.33654f), p * power_of_two(biased));
 }
 
 }  // namespace softreg

@@ -1,6 +1,6 @@
 // The state of a running log(sum exp(x)), for the host compiler and nvcc alike.
 // F is a value: float, double, or a SIMD vector whose lanes are independent states.
-// Found by overload for each F: vmax, vexp, zero_if_neg_inf.
+// Found by overload for each F: vmax, vexp, vlog, zero_if_neg_inf.
 #pragma once
 
 #include "value.h"
@@ -13,11 +13,6 @@ struct LogSumExp {
   F max;
   F sum;
 };
-
-template <typename F>
-SOFTREG_INLINE LogSumExp<F> empty_log_sum_exp(F neg_inf, F zero) {
-  return {neg_inf, zero};
-}
 
 // What is subtracted before exp: the maximum, or 0 where every logit is -inf.
 // Without a branch: `if (max == -inf) return` would drop a NaN on its way.
@@ -32,6 +27,13 @@ SOFTREG_INLINE LogSumExp<F> merge(LogSumExp<F> a, LogSumExp<F> b) {
   const F max = vmax(a.max, b.max);
   const F common = shift(max);
   return {max, a.sum * vexp(a.max - common) + b.sum * vexp(b.max - common)};
+}
+
+// Near the logsumexp, and finite: what sums of weighted logits are taken relative to, so that an
+// error in the sum of the weights is multiplied by little.
+template <typename F>
+SOFTREG_INLINE F reference_near(LogSumExp<F> state) {
+  return zero_if_neg_inf(shift(state.max) + vlog(state.sum));
 }
 
 }  // namespace softreg

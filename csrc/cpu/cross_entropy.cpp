@@ -1,15 +1,18 @@
 // CPU: tensors to pointers, the dtype switch, threads.
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
 #include <c10/util/SmallVector.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <atomic>
+#include <numeric>
 
 #include "args.h"
 #include "checks.h"
 #include "cpu/kernels.h"
+#include "row_matrix.h"
 
 namespace softreg {
 namespace {
@@ -17,6 +20,8 @@ namespace {
 // Logits worth a block of rows, and worth a thread of its own.
 constexpr int64_t kBlockLogits = 4096;
 constexpr int64_t kThreadLogits = 32768;
+// A multiple of every vector's lanes, for rows that fill them.
+constexpr int64_t kLanes = 16;
 
 // Calls body(block, begin, end) for blocks of rows, in parallel. The blocks depend on the shape
 // alone, so that what is summed block by block has the same bits whatever the number of threads.
@@ -25,13 +30,14 @@ struct RowBlocks {
   int64_t rows_per_block;
   int64_t count;
 
-  RowBlocks(int64_t rows, int64_t classes)
+  RowBlocks(int64_t rows, int64_t classes, bool rows_adjacent)
       : rows(rows),
-        // a multiple of every vector's lanes where rows fill them
-        rows_per_block(classes > kBlockLogits / 16
-                           ? std::max<int64_t>(1, kBlockLogits / classes)
-                           : kBlockLogits / std::max<int64_t>(1, classes) / 16 * 16),
-        count((rows + rows_per_block - 1) / rows_per_block) {}
+        rows_per_block(std::max<int64_t>(1, kBlockLogits / std::max<int64_t>(1, classes))) {
+    if (rows_adjacent || rows_per_block > kLanes) {
+      rows_per_block = (rows_per_block + kLanes - 1) / kLanes * kLanes;
+    }
+    count = (rows + rows_per_block - 1) / rows_per_block;
+  }
 
   template <typename Body>
   void parallel_for_each(int64_t classes, const Body& body) const {
@@ -52,33 +58,46 @@ class KernelInputs {
  public:
   using A = Accumulator<T>;
 
-  explicit KernelInputs(const CrossEntropyArgs& args)
-      : logits_(args.logits.size(-1) > 1 && args.logits.stride(-1) != 1 ? args.logits.contiguous()
-                                                                        : args.logits) {
-    const bool batched = logits_.dim() > 1;
-    rows_.logits = logits_.const_data_ptr<T>();
-    rows_.rows = batched ? logits_.size(0) : 1;
-    rows_.row_stride = batched ? logits_.stride(0) : 0;
-    rows_.classes = logits_.size(-1);
-    rows_.target = {args.target.const_data_ptr(), args.target.dim() > 0 ? args.target.stride(0) : 0,
-                    args.target.scalar_type() == at::kByte, args.ignore_index};
+  explicit KernelInputs(const CrossEntropyArgs& args) {
+    rows_.rows = row_count(args.logits).expect_int();
+    rows_.classes = args.logits.size(args.class_dim());
     rows_.label_smoothing = args.label_smoothing;
+    rows_.logits = fit(args.logits, logits_);
+    rows_.labels = {nullptr, 0, 0, args.ignore_index};
+    if (args.has_probabilities()) {
+      rows_.probabilities = fit(args.target, target_);
+    } else {
+      target_ = args.target.dim() > 1 ? args.target.contiguous() : args.target;
+      TORCH_CHECK(target_.unsafeGetTensorImpl()->storage_initialized(),
+                  "cross_entropy: target has elements, but its data is not allocated");
+      rows_.labels.data = target_.const_data_ptr();
+      rows_.labels.stride = target_.dim() > 0 ? target_.stride(target_.dim() - 1) : 0;
+      rows_.labels.bytes = target_.element_size();
+    }
     rows_.weight = nullptr;
-    rows_.weight_sum = static_cast<A>(rows_.classes);
+    double weight_sum = static_cast<double>(rows_.classes);
     if (args.has_weight()) {
       weight_ = args.weight->to(c10::CppTypeToScalarType<A>::value).contiguous();
       rows_.weight = weight_.const_data_ptr<A>();
-      rows_.weight_sum = 0;
-      for (int64_t c = 0; c < rows_.classes; ++c) {
-        rows_.weight_sum += rows_.weight[c];
-      }
     }
+    if (args.has_weight() && args.label_smoothing > 0) {
+      weight_sum = std::accumulate(rows_.weight, rows_.weight + rows_.classes, 0.0);
+    }
+    rows_.weight_sum = args.label_smoothing > 0 ? static_cast<A>(weight_sum) : A(0);
   }
 
   const CrossEntropyRows<T, A>& rows() const { return rows_; }
 
  private:
-  at::Tensor logits_, weight_;
+  static RowMatrix<const T> fit(const at::Tensor& given, at::Tensor& used) {
+    used = given.to(c10::CppTypeToScalarType<T>::value);
+    if (!row_strides(used)) {
+      used = used.contiguous();
+    }
+    return row_matrix(*row_strides(used), used.const_data_ptr<T>());
+  }
+
+  at::Tensor logits_, target_, weight_;
   CrossEntropyRows<T, A> rows_;
 };
 
@@ -92,9 +111,10 @@ void forward_typed(const CrossEntropyArgs& args, const ForwardOutputs& outputs) 
   const bool per_row = args.reduction == Reduction::kNone;
   const int64_t rows = inputs.rows().rows, classes = inputs.rows().classes;
   const ForwardArgs<T, A> kernel_args{inputs.rows(), lse_data, lse_data + rows,
+                                      args.has_probabilities() ? lse_data + 2 * rows : nullptr,
                                       per_row ? loss_data : nullptr};
 
-  const RowBlocks blocks(rows, classes);
+  const RowBlocks blocks(rows, classes, inputs.rows().logits.inner > 1);
   c10::SmallVector<ForwardTotals, 32> totals(blocks.count);
   const auto kernel = active_kernels().of<T>().forward;
   blocks.parallel_for_each(classes, [&](int64_t block, int64_t begin, int64_t end) {
@@ -108,13 +128,18 @@ void forward_typed(const CrossEntropyArgs& args, const ForwardOutputs& outputs) 
     all.bad_row = std::min(all.bad_row, block.bad_row);
   }
   if (all.bad_row != kNoBadRow) {
-    throw_bad_label(args, all.bad_row, kernel_args.target[all.bad_row]);
+    throw_bad_label(args, all.bad_row, kernel_args.labels[all.bad_row]);
   }
   const double sum = all.loss.total(), divisor = all.weight.total();
   if (!per_row) {
     *loss_data = static_cast<T>(args.reduction == Reduction::kMean ? sum / divisor : sum);
   }
   *total_weight.mutable_data_ptr<double>() = divisor;
+}
+
+bool is_expanded_scalar(const at::Tensor& tensor) {
+  const auto strides = tensor.strides();
+  return std::all_of(strides.begin(), strides.end(), [](int64_t stride) { return stride == 0; });
 }
 
 template <typename T>
@@ -124,30 +149,45 @@ void backward_typed(const CrossEntropyArgs& args, const CrossEntropyGradArgs& gr
   const KernelInputs<T> inputs(args);
   const A* lse_data = grad.lse.const_data_ptr<A>();
   const int64_t rows = inputs.rows().rows, classes = inputs.rows().classes;
-  const T* grad_output = grad.grad_output.const_data_ptr<T>();
   const bool per_row = grad.grad_output.dim() > 0;
+  // One stride for all rows: loss.sum() sends an expanded scalar, others may need a copy.
+  const at::Tensor upstream = grad.grad_output.dim() > 1 && !is_expanded_scalar(grad.grad_output)
+                                  ? grad.grad_output.contiguous()
+                                  : grad.grad_output;
+  const T* grad_output = upstream.const_data_ptr<T>();
   // Divided in double: one rounding, not three.
   const double divisor =
       args.reduction == Reduction::kMean ? *grad.total_weight.const_data_ptr<double>() : 1;
+  // Not every layout that a tensor can have is one the kernels can write.
+  const bool direct = grad_logits.scalar_type() == c10::CppTypeToScalarType<T>::value &&
+                      row_strides(grad_logits).has_value();
+  const at::Tensor written =
+      direct ? grad_logits
+             : at::empty(grad_logits.sizes(),
+                         grad_logits.options().dtype(c10::CppTypeToScalarType<T>::value));
   const BackwardArgs<T, A> kernel_args{
       inputs.rows(),
       lse_data,
       lse_data + rows,
+      args.has_probabilities() ? lse_data + 2 * rows : nullptr,
       per_row ? grad_output : nullptr,
-      per_row ? grad.grad_output.stride(0) : 0,
+      per_row ? upstream.stride(upstream.dim() - 1) : 0,
       per_row ? A(0) : static_cast<A>(static_cast<double>(*grad_output) / divisor),
-      grad_logits.mutable_data_ptr<T>()};
+      row_matrix(*row_strides(written), written.mutable_data_ptr<T>())};
 
   std::atomic<int64_t> bad_row{kNoBadRow};
   const auto kernel = active_kernels().of<T>().backward;
-  const RowBlocks blocks(rows, classes);
+  const RowBlocks blocks(rows, classes, inputs.rows().logits.inner > 1);
   blocks.parallel_for_each(classes, [&](int64_t, int64_t begin, int64_t end) {
     const int64_t bad = kernel(kernel_args, begin, end);
     for (int64_t first = bad_row; bad < first && !bad_row.compare_exchange_weak(first, bad);) {
     }
   });
   if (bad_row != kNoBadRow) {
-    throw_bad_label(args, bad_row, kernel_args.target[bad_row]);
+    throw_bad_label(args, bad_row, kernel_args.labels[bad_row]);
+  }
+  if (!direct) {
+    grad_logits.copy_(written);
   }
 }
 
@@ -157,7 +197,7 @@ void backward_typed(const CrossEntropyArgs& args, const CrossEntropyGradArgs& gr
 ForwardOutputs cross_entropy_forward_cpu(const CrossEntropyArgs& args) {
   check(args);
   const ForwardOutputs outputs = empty_forward_outputs(args);
-  SOFTREG_DISPATCH_LOGITS(args.logits.scalar_type(), "cross_entropy_forward_cpu",
+  SOFTREG_DISPATCH_LOGITS(args.result_type(), "cross_entropy_forward_cpu",
                           [&] { forward_typed<scalar_t>(args, outputs); });
   return outputs;
 }
@@ -166,7 +206,7 @@ at::Tensor cross_entropy_backward_cpu(const CrossEntropyArgs& args,
                                       const CrossEntropyGradArgs& grad) {
   check(args, grad);
   const at::Tensor grad_logits = empty_grad_logits(args);
-  SOFTREG_DISPATCH_LOGITS(args.logits.scalar_type(), "cross_entropy_backward_cpu",
+  SOFTREG_DISPATCH_LOGITS(args.result_type(), "cross_entropy_backward_cpu",
                           [&] { backward_typed<scalar_t>(args, grad, grad_logits); });
   return grad_logits;
 }

@@ -38,20 +38,17 @@ SOFTREG_INLINE Vec<float> zero_below(Vec<float> x, Vec<float> limit, Vec<float> 
   return Vec<float>::blendv(value, Vec<float>(0), x < limit);
 }
 
-// value * 2^n, n in the low mantissa bits of `biased`: moved up, they add to value's exponent.
-SOFTREG_INLINE Vec<float> scale_by_power_of_two(Vec<float> value, Vec<float> biased) {
+// 2^n from n + 127 in the low mantissa bits of `biased`: moved up, they are a float's exponent.
+SOFTREG_INLINE Vec<float> power_of_two(Vec<float> biased) {
 #if defined(CPU_CAPABILITY_AVX512)
-  const __m512i n = _mm512_slli_epi32(_mm512_castps_si512(biased), 23);
-  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(value), n));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(biased), 23));
 #elif defined(CPU_CAPABILITY_AVX2)
-  const __m256i n = _mm256_slli_epi32(_mm256_castps_si256(biased), 23);
-  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(value), n));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(biased), 23));
 #else
-  uint32_t bits[Vec<float>::size()], n[Vec<float>::size()];
-  value.store(bits);
-  biased.store(n);
-  for (int lane = 0; lane < Vec<float>::size(); ++lane) {
-    bits[lane] += n[lane] << 23;
+  uint32_t bits[Vec<float>::size()];
+  biased.store(bits);
+  for (uint32_t& lane : bits) {
+    lane <<= 23;
   }
   return Vec<float>::loadu(bits);
 #endif

@@ -13,6 +13,8 @@ from softreg_ext import _extension
 CAPABILITIES = {"generic": "default", "avx2": "avx2", "avx512": "avx512"}
 # torch's name for what this processor has; each includes those before it.
 AVAILABLE = {"DEFAULT": 1, "AVX2": 2, "AVX512": 3}.get(torch.backends.cpu.get_cpu_capability(), 1)
+# What runs on the kernels: values, gradients, bad labels.
+SUITES = ["functional", "k_dimensional", "probabilities"]
 FORCED = "ATEN_CPU_CAPABILITY" in os.environ
 
 
@@ -31,9 +33,9 @@ def test_whole_option_table(name: str) -> None:
         [sys.executable, "-c", active], env=env, capture_output=True, text=True, check=True
     )
     assert run.stdout.strip() == name
-    suite = Path(__file__).parents[1] / "test_functional.py"
+    suites = [Path(__file__).parents[1] / f"test_{name}.py" for name in SUITES]
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(suite)],
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *map(str, suites)],
         env=env,
         capture_output=True,
         text=True,

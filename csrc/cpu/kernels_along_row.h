@@ -1,0 +1,179 @@
+// Vectors along a row: for many classes, adjacent in memory. Included by the kernels alone.
+#pragma once
+
+#include "cpu/kernels_fold.h"
+#include "cpu/kernels_target.h"
+
+namespace softreg {
+namespace {
+
+// Logits that stay in the first-level cache between the maximum and the sum.
+constexpr int64_t kChunk = 2048;
+
+// Folds x[0, n) into one value; lanes past the end see `padding`.
+template <typename A, typename T, typename Step, typename Combine>
+SOFTREG_INLINE A fold_row(const T* x, int64_t n, A init, A padding, Step step, Combine combine) {
+  constexpr int64_t width = Vec<A>::size();
+  const auto item = [x](int64_t i) { return load_vec(x + i * width); };
+  Vec<A> total = fold_vectors(n / width, Vec<A>(init), item, step, combine);
+  if (n % width != 0) {
+    total = step(total, load_part(x + n / width * width, n % width, padding));
+  }
+  return fold_lanes(total, combine);
+}
+
+template <typename A, typename T>
+SOFTREG_INLINE LogSumExp<A> chunk_log_sum_exp(const T* x, int64_t n) {
+  const A max = fold_row<A>(x, n, -INFINITY, -INFINITY, Max(), Max());
+  const Vec<A> common(shift(max));
+  const auto add_exp = [common](Vec<A> sum, Vec<A> logit) { return sum + vexp(logit - common); };
+  return {max, fold_row<A>(x, n, 0, -INFINITY, add_exp, Sum())};
+}
+
+// The coefficients of one row's log-probabilities, a vector at a time: a_c for a target of
+// probabilities, w_c for labels.
+template <typename T, typename A>
+struct RowWeights {
+  const A* weight;         // null: all 1
+  const T* probabilities;  // null: labels
+  A on, per;
+
+  RowWeights(const CrossEntropyRows<T, A>& args, int64_t row)
+      : weight(args.weight),
+        probabilities(args.has_probabilities() ? args.probabilities.row(row) : nullptr),
+        on(on_target(args)),
+        per(per_class(args)) {}
+
+  SOFTREG_INLINE Vec<A> whole(int64_t c) const {
+    const Vec<A> w = weight ? load_vec(weight + c) : Vec<A>(1);
+    return probabilities
+               ? probability_coefficient(w, load_vec(probabilities + c), Vec<A>(on), Vec<A>(per))
+               : w;
+  }
+
+  // The last `count` classes; lanes past them are 0.
+  SOFTREG_INLINE Vec<A> part(int64_t c, int64_t count) const {
+    if (!probabilities) {
+      return weight ? load_part(weight + c, count, A(0)) : Vec<A>::set(Vec<A>(0), Vec<A>(1), count);
+    }
+    const Vec<A> w =
+        weight ? load_part(weight + c, count, A(0)) : Vec<A>::set(Vec<A>(0), Vec<A>(1), count);
+    return probability_coefficient(w, load_part(probabilities + c, count, A(0)), Vec<A>(on),
+                                   Vec<A>(per));
+  }
+};
+
+// Classes whose weighted sum is taken in one go; longer sums are compensated.
+constexpr int64_t kWeightedChunk = 256;
+
+// sum_c a_c and sum_c a_c (x_c - reference).
+struct RowSums {
+  CompensatedSum coefficient, logit;
+};
+
+// The second walk over a row, while it is in the cache: relative to the logsumexp nothing cancels.
+template <typename T, typename A>
+RowSums weighted_sums(const RowWeights<T, A>& weights, const T* logits, int64_t classes,
+                      A reference) {
+  constexpr int64_t width = Vec<A>::size();
+  const Vec<A> origin(reference);
+  RowSums sums;
+  for (int64_t first = 0; first < classes; first += kWeightedChunk) {
+    const int64_t n = classes - first < kWeightedChunk ? classes - first : kWeightedChunk;
+    const auto coefficient = [&](int64_t i) { return weights.whole(first + i * width); };
+    const auto weighted = [&](int64_t i) {
+      return coefficient(i) * (load_vec(logits + first + i * width) - origin);
+    };
+    Vec<A> coefficients = fold_vectors(n / width, Vec<A>(0), coefficient, Sum(), Sum());
+    Vec<A> products = fold_vectors(n / width, Vec<A>(0), weighted, Sum(), Sum());
+    if (n % width != 0) {
+      const int64_t last = first + n / width * width;
+      const Vec<A> rest = weights.part(last, n % width);
+      coefficients = coefficients + rest;
+      products = products + rest * (load_part(logits + last, n % width, reference) - origin);
+    }
+    sums.coefficient.add(fold_lanes(coefficients, Sum()));
+    sums.logit.add(fold_lanes(products, Sum()));
+  }
+  return sums;
+}
+
+template <typename T, typename A>
+ForwardTotals forward_along_row(const ForwardArgs<T, A>& args, int64_t begin, int64_t end) {
+  ForwardTotals totals;
+  for (int64_t row = begin; row < end; ++row) {
+    const RowTarget target(args, row, totals.bad_row);
+    if (!target.counts) {
+      add_row(args, row, target, A(0), A(0), A(0), totals);
+      continue;
+    }
+    const T* logits = args.logits.row(row);
+    LogSumExp<A> state{-INFINITY, 0};
+    for (int64_t first = 0; first < args.classes; first += kChunk) {
+      const int64_t n = args.classes - first < kChunk ? args.classes - first : kChunk;
+      const LogSumExp<A> chunk = chunk_log_sum_exp<A>(logits + first, n);
+      state = first == 0 ? chunk : merge(state, chunk);
+    }
+    const A max = shift(state.max), log_sum = vlog(state.sum);
+    double weighted_nll = 0;
+    if (args.all_classes_count()) {
+      const A reference = reference_near(state);
+      const RowSums sums =
+          weighted_sums(RowWeights<T, A>(args, row), logits, args.classes, reference);
+      weighted_nll = weighted_negative_log_likelihood<double>(
+          sums.coefficient.total(), log_sum + (max - reference), sums.logit.total());
+      if (args.has_probabilities()) {
+        args.coefficient_sum[row] = static_cast<A>(sums.coefficient.total());
+      }
+    }
+    add_row(args, row, target, max, log_sum, static_cast<A>(weighted_nll), totals);
+  }
+  return totals;
+}
+
+template <typename T, typename A>
+int64_t backward_along_row(const BackwardArgs<T, A>& args, int64_t begin, int64_t end) {
+  constexpr int64_t width = Vec<A>::size();
+  int64_t bad_row = kNoBadRow;
+  // Off the target, coefficients matter for probabilities and for smoothed labels only.
+  const bool weighted = args.has_probabilities() || (args.all_classes_count() && args.weight);
+  for (int64_t row = begin; row < end; ++row) {
+    const T* logits = args.logits.row(row);
+    T* grad = args.grad_logits.row(row);
+    const RowTarget target(args, row, bad_row);
+    if (!target.counts) {
+      __builtin_memset(static_cast<void*>(grad), 0, args.classes * sizeof(T));
+      continue;
+    }
+    const A max = args.row_max[row], log_sum = args.log_sum[row];
+    const A upstream = upstream_gradient(args, row);
+    const RowGradient<A> gradient = row_gradient(args, row, target);
+    const RowWeights<T, A> weights(args, row);
+    const auto of_class = [&](auto logit, auto offset) {
+      using F = decltype(logit);
+      return logit_gradient(probability(logit - F(max), F(log_sum)), F(gradient.softmax_scale),
+                            offset, F(upstream));
+    };
+    const Vec<A> scale(gradient.weight_scale);
+    int64_t c = 0;
+    for (; c + width <= args.classes; c += width) {
+      store_vec(grad + c,
+                of_class(load_vec(logits + c), weighted ? scale * weights.whole(c) : scale));
+    }
+    if (c < args.classes) {
+      const int64_t n = args.classes - c;
+      store_part(
+          grad + c, n,
+          of_class(load_part(logits + c, n, A(0)), weighted ? scale * weights.part(c, n) : scale));
+    }
+    if (!args.has_probabilities()) {
+      // Anew from the logit, so that a half type is rounded once.
+      grad[target.label] =
+          static_cast<T>(of_class(static_cast<A>(logits[target.label]), gradient.target_offset));
+    }
+  }
+  return bad_row;
+}
+
+}  // namespace
+}  // namespace softreg

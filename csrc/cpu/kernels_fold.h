@@ -1,0 +1,59 @@
+// Folding many vectors, or the lanes of one, into a value. Included by the kernels alone.
+#pragma once
+
+#include "cpu/kernels_vec.h"
+
+namespace softreg {
+namespace {
+
+struct Max {
+  template <typename F>
+  SOFTREG_INLINE F operator()(F a, F b) const {
+    return vmax(a, b);
+  }
+};
+
+struct Sum {
+  template <typename F>
+  SOFTREG_INLINE F operator()(F a, F b) const {
+    return a + b;
+  }
+};
+
+// Folds item(0), ..., item(n - 1) with `step`, starting from `init`, of which `combine` makes
+// nothing. Four accumulators hide the latency of `step`; in blocks of 16, for a sum of blocks of
+// sums rounds less than one long sum.
+template <typename V, typename Item, typename Step, typename Combine>
+SOFTREG_INLINE V fold_vectors(int64_t n, V init, Item item, Step step, Combine combine) {
+  V total = init;
+  for (int64_t begin = 0; begin < n; begin += 16) {
+    const int64_t end = n - begin < 16 ? n : begin + 16;
+    V acc[4] = {init, init, init, init};
+    int64_t i = begin;
+    for (; i + 4 <= end; i += 4) {
+      for (int64_t k = 0; k < 4; ++k) {
+        acc[k] = step(acc[k], item(i + k));
+      }
+    }
+    for (; i < end; ++i) {
+      acc[0] = step(acc[0], item(i));
+    }
+    total = combine(total, combine(combine(acc[0], acc[1]), combine(acc[2], acc[3])));
+  }
+  return total;
+}
+
+template <typename A, typename Combine>
+SOFTREG_INLINE A fold_lanes(Vec<A> x, Combine combine) {
+  A lanes[Vec<A>::size()];
+  x.store(lanes);
+  for (int64_t half = Vec<A>::size() / 2; half > 0; half /= 2) {
+    for (int64_t lane = 0; lane < half; ++lane) {
+      lanes[lane] = combine(lanes[lane], lanes[lane + half]);
+    }
+  }
+  return lanes[0];
+}
+
+}  // namespace
+}  // namespace softreg

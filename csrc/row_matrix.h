@@ -1,0 +1,24 @@
+// The (rows, classes) matrix inside a tensor of logits, for the hosts of every device.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+
+#include "kernel_args.h"
+
+namespace softreg {
+
+// Strides of `tensor`, shaped (C), (N, C) or (N, C, d1, ..., dK), as a RowMatrix without data; none
+// where neither the classes nor the rows of a sample are adjacent.
+std::optional<RowMatrix<void>> row_strides(const at::Tensor& tensor);
+
+// Number of rows: N d1 ... dK.
+c10::SymInt row_count(const at::Tensor& logits);
+
+template <typename T>
+RowMatrix<T> row_matrix(const RowMatrix<void>& strides, T* data) {
+  return {data, strides.inner, strides.outer_stride, strides.class_stride};
+}
+
+}  // namespace softreg

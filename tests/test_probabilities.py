@@ -1,0 +1,163 @@
+"""Class probabilities as target: values, both gradients, mixed dtypes."""
+
+import itertools
+from typing import Any
+
+import oracle
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import DTYPES, make_case
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
+import softreg_ext
+
+
+def run(
+    function: Any, logits: Tensor, target: Tensor, grad_output: Tensor, **options: Any
+) -> list[Tensor]:
+    """Loss, gradient of the logits, gradient of the target."""
+    leaves = [logits.detach().requires_grad_(), target.detach().requires_grad_()]
+    loss = function(*leaves, **options)
+    return [loss.detach(), *torch.autograd.grad(loss, leaves, grad_output)]
+
+
+def check(logits: Tensor, target: Tensor, **options: Any) -> None:
+    per_row = options.get("reduction") == "none" and logits.dim() > 1
+    shape = (logits.shape[0], *logits.shape[2:]) if per_row else ()
+    generator = torch.Generator().manual_seed(7)
+    grad_output = torch.randn(shape, generator=generator).to(logits.dtype)
+    ours = run(softreg_ext.cross_entropy, logits, target, grad_output, **options)
+    torchs = run(F.cross_entropy, logits, target, grad_output, **options)
+    exact = oracle.cross_entropy(logits, target, grad_output=grad_output, **options)
+    oracle.assert_as_accurate(ours[0], torchs[0], exact.loss)
+    weight = options.get("weight")
+    unit = float(grad_output.abs().max()) * (1.0 if weight is None else float(weight.max()))
+    unit *= max(1.0, float(target.abs().max()))
+    if options.get("reduction", "mean") == "mean":
+        unit /= logits.numel() / logits.shape[1 if logits.dim() > 1 else 0]
+    oracle.assert_as_accurate(ours[1], torchs[1], exact.grad, unit)
+    oracle.assert_as_accurate(ours[2], torchs[2], exact.grad_target)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("classes", [1, 9, 32, 33, 1000, 2049])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+def test_matches_torch(
+    dtype: torch.dtype, classes: int, reduction: str, smoothing: float, weighted: bool
+) -> None:
+    rows = 45 if classes > 100 else 300  # enough for the largest error to be a typical one
+    logits, _, weight = make_case(rows, classes, dtype)
+    target = make_case(rows, classes, torch.float64)[0].flip(0).softmax(1).to(dtype)
+    options = {"reduction": reduction, "label_smoothing": smoothing}
+    check(logits, target, weight=weight if weighted else None, **options)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 7), (2, 40, 3, 6), (2, 3, 2, 2, 17), (1, 6, 1, 1), (6,)])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_shapes(shape: tuple[int, ...], reduction: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(shape, generator=generator)
+    target = torch.randn(shape, generator=generator).softmax(1 if len(shape) > 1 else 0)
+    check(logits, target, reduction=reduction, label_smoothing=0.1)
+
+
+@pytest.mark.parametrize("classes", [5, 50])
+def test_layouts_of_logits_and_target_differ(classes: int) -> None:
+    logits, _, _ = make_case(20, classes, torch.float32)
+    target = make_case(classes, 20, torch.float32)[0].softmax(0).t()
+    check(logits, target)
+    check(logits.t().contiguous().t(), target.contiguous())
+    images = logits.view(2, 5, 2, classes).movedim(-1, 1)
+    check(images, target.reshape(2, 5, 2, classes).movedim(-1, 1).contiguous())
+
+
+@pytest.mark.parametrize("classes", [5, 50])
+def test_one_hot_is_the_label(classes: int) -> None:
+    logits, labels, _ = make_case(20, classes, torch.float64)
+    one_hot = F.one_hot(labels, classes).double()
+    for options in ({}, {"label_smoothing": 0.3}, {"reduction": "none"}):
+        torch.testing.assert_close(
+            softreg_ext.cross_entropy(logits, one_hot, **options),
+            softreg_ext.cross_entropy(logits, labels, **options),
+        )
+
+
+def test_any_coefficients() -> None:
+    """Nothing asks the target to be a distribution: negative, zero and large entries count."""
+    logits, _, _ = make_case(20, 50, torch.float32)
+    target = make_case(20, 50, torch.float32)[0].flip(1)
+    check(logits, target, reduction="sum")
+    check(logits, torch.zeros_like(target), reduction="sum")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "target_dtype"), list(itertools.permutations(DTYPES, 2)), ids=str
+)
+@pytest.mark.parametrize("classes", [5, 50])
+def test_mixed_dtypes_promote(classes: int, dtype: torch.dtype, target_dtype: torch.dtype) -> None:
+    logits, _, weight = make_case(20, classes, dtype)
+    target = make_case(20, classes, torch.float64)[0].softmax(1).to(target_dtype)
+    for options in ({}, {"weight": weight.double()}, {"weight": torch.ones(classes).long()}):
+        loss = softreg_ext.cross_entropy(logits, target, **options)
+        expected = F.cross_entropy(logits, target, **options)
+        assert loss.dtype == expected.dtype
+        grad_output = torch.ones_like(loss)
+        ours = run(softreg_ext.cross_entropy, logits, target, grad_output, **options)
+        torchs = run(F.cross_entropy, logits, target, grad_output, **options)
+        for a, b in zip(ours, torchs, strict=True):
+            torch.testing.assert_close(a, b, atol=2e-2, rtol=2e-2)
+        with torch.inference_mode():
+            assert torch.equal(softreg_ext.cross_entropy(logits, target, **options), loss.detach())
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("shape", [(0, 5), (0, 50), (0, 5, 3), (2, 5, 0)], ids=str)
+def test_no_rows(reduction: str, shape: tuple[int, ...]) -> None:
+    logits = torch.empty(shape)
+    ours = softreg_ext.cross_entropy(logits, logits.clone(), reduction=reduction)
+    theirs = F.cross_entropy(logits, logits.clone(), reduction=reduction)
+    torch.testing.assert_close(ours, theirs, equal_nan=True)
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (2, 40, 3), (3, 4, 2, 2), (6,)], ids=str)
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_gradcheck(shape: tuple[int, ...], reduction: str) -> None:
+    generator = torch.Generator().manual_seed(4)
+    logits = torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+    target = torch.rand(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+    weight = torch.rand(shape[1 if len(shape) > 1 else 0], dtype=torch.float64)
+
+    def loss(logits: Tensor, target: Tensor) -> Tensor:
+        return softreg_ext.cross_entropy(
+            logits, target, weight, reduction=reduction, label_smoothing=0.2
+        )
+
+    assert gradcheck(loss, (logits, target), check_forward_ad=True, check_batched_grad=True)
+    assert gradgradcheck(loss, (logits, target))
+
+
+def test_weight_gradient() -> None:
+    """Differentiable here, as in PyTorch; not with labels, as in PyTorch."""
+    logits, _, weight = make_case(20, 5, torch.float64)
+    target = logits.flip(0).softmax(1)
+    grads = []
+    for function in (softreg_ext.cross_entropy, F.cross_entropy):
+        leaf = weight.clone().requires_grad_()
+        function(logits, target, leaf).backward()
+        grads.append(leaf.grad)
+    torch.testing.assert_close(*grads)
+
+
+def test_fused_both_ways() -> None:
+    logits, _, weight = make_case(20, 50, torch.float32)
+    target = logits.flip(0).softmax(1)
+    leaf = logits.clone().requires_grad_()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        softreg_ext.cross_entropy(leaf, target, weight, label_smoothing=0.1).backward()
+    names = {event.key for event in profile.key_averages()}
+    assert {"softreg_ext::cross_entropy_forward", "softreg_ext::cross_entropy_backward"} <= names
+    assert not {name for name in names if "softmax" in name or "aten::mul" in name}
