@@ -36,8 +36,8 @@ inline at::ScalarType accumulator_type(at::ScalarType type) {
 }
 
 // loss: shaped like the labels, or (). lse, a column for each row of N d1 ... dK: the maximum and
-// the log of the shifted sum, which add up to the logsumexp, and with probabilities the sum of
-// their coefficients. total_weight: (), what the mean divides by.
+// sum_c exp(x_c - maximum), and with probabilities the sum of their coefficients. total_weight: (),
+// what the mean divides by.
 using ForwardOutputs = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
 // What the backward pass is given besides.

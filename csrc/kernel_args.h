@@ -63,7 +63,7 @@ struct CrossEntropyRows {
 template <typename T, typename A>
 struct ForwardArgs : CrossEntropyRows<T, A> {
   A* row_max;          // (rows)
-  A* log_sum;          // (rows)
+  A* sum;              // (rows), of exp(x - max)
   A* coefficient_sum;  // (rows), with probabilities only
   T* loss;             // (rows), or null when only the totals are asked for
 };
@@ -71,7 +71,7 @@ struct ForwardArgs : CrossEntropyRows<T, A> {
 template <typename T, typename A>
 struct BackwardArgs : CrossEntropyRows<T, A> {
   const A* row_max;          // (rows)
-  const A* log_sum;          // (rows)
+  const A* sum;              // (rows)
   const A* coefficient_sum;  // (rows), with probabilities only
   const T* grad_output;      // (rows), or null for a reduced loss
   int64_t grad_output_stride;

@@ -30,16 +30,26 @@ def loss_and_grad(
     return loss.detach(), leaf.grad
 
 
+def several(grad_output: Tensor | None) -> list[Tensor | None]:
+    """Some multiples of it: see `oracle.assert_as_accurate`."""
+    if grad_output is None:
+        return [None]
+    return [grad_output, *(grad_output * factor for factor in (0.618034, 1.414214, 2.645751))]
+
+
 def check_against_torch(
     logits: Tensor, target: Tensor, grad_output: Tensor | None = None, **options: Any
 ) -> None:
-    ours = loss_and_grad(softreg_ext.cross_entropy, logits, target, grad_output, **options)
-    torchs = loss_and_grad(F.cross_entropy, logits, target.long(), grad_output, **options)
-    exact = oracle.cross_entropy(logits, target, grad_output=grad_output, **options)
-    oracle.assert_as_accurate(ours[0], torchs[0], exact.loss)
-    upstream = 1.0 if grad_output is None or not grad_output.numel() else grad_output.abs().max()
     weight = options.get("weight")
-    unit = float(upstream) * (1.0 if weight is None else float(weight.max()))
-    if options.get("reduction") == "mean":
-        unit /= max(1.0, float((target != options.get("ignore_index", -100)).sum()))
-    oracle.assert_as_accurate(ours[1], torchs[1], exact.grad, unit)
+    draws = []
+    for upstream in several(grad_output):
+        ours = loss_and_grad(softreg_ext.cross_entropy, logits, target, upstream, **options)
+        torchs = loss_and_grad(F.cross_entropy, logits, target.long(), upstream, **options)
+        exact = oracle.cross_entropy(logits, target, grad_output=upstream, **options)
+        unit = 1.0 if upstream is None or not upstream.numel() else float(upstream.abs().max())
+        unit *= 1.0 if weight is None else float(weight.max())
+        if options.get("reduction") == "mean":
+            unit /= max(1.0, float((target != options.get("ignore_index", -100)).sum()))
+        draws.append(oracle.Draw(ours[1], torchs[1], exact.grad, unit))
+    oracle.assert_as_accurate(oracle.Draw(ours[0], torchs[0], exact.loss))
+    oracle.assert_as_accurate(*draws)

@@ -72,21 +72,35 @@ def cross_entropy(
     return Reference(loss, shaped(grad * upstream), shaped(grad_target * upstream))
 
 
-def assert_as_accurate(
-    ours: Tensor, torchs: Tensor, exact: np.ndarray, unit: float | None = None
-) -> None:
-    """Our error is no larger than PyTorch's own at this dtype, plus one rounding.
+@dataclass
+class Draw:
+    """One result of ours and of PyTorch's beside the exact one.
 
-    `unit` is the size of what was rounded; by default that of the largest exact value. A gradient
+    `unit` is the size of what was rounded, by default that of the largest exact value: a gradient
     p - 1 is rounded at the size of 1, however close to 0 it comes.
     """
-    assert ours.shape == torchs.shape
-    assert ours.dtype == torchs.dtype
-    if exact.size == 0:
-        return
-    our_error = np.abs(extended(ours) - exact).max()
-    torch_error = np.abs(extended(torchs) - exact).max()
-    size = np.abs(exact).max() if unit is None else unit
-    assert our_error <= torch_error + torch.finfo(ours.dtype).eps * size, (
-        f"error {our_error:.3g}, PyTorch's {torch_error:.3g}"
-    )
+
+    ours: Tensor
+    torchs: Tensor
+    exact: np.ndarray
+    unit: float | None = None
+
+    def errors(self) -> tuple[float, float]:
+        """Our largest error and PyTorch's, in roundings of the dtype."""
+        assert self.ours.shape == self.torchs.shape
+        assert self.ours.dtype == self.torchs.dtype
+        if self.exact.size == 0:
+            return 0.0, 0.0
+        size = np.abs(self.exact).max() if self.unit is None else self.unit
+        rounding = torch.finfo(self.ours.dtype).eps * size
+        errors = [np.abs(extended(x) - self.exact).max() for x in (self.ours, self.torchs)]
+        return tuple(float(e / rounding) if e > 0 else 0.0 for e in errors)
+
+
+def assert_as_accurate(*draws: Draw) -> None:
+    """Our error is no larger than PyTorch's own at this dtype, plus one rounding.
+
+    Over several draws: how one of them happens to round is luck, on either side.
+    """
+    ours, torchs = (max(errors) for errors in zip(*(draw.errors() for draw in draws), strict=True))
+    assert ours <= torchs + 1, f"{ours:.2f} roundings, PyTorch {torchs:.2f}"

@@ -37,7 +37,7 @@ def run(tmp_path: Path) -> RunFolder:
         (["--batch-size", "-4"], "argument --batch-size: must be a whole number >= 1, got '-4'"),
         (["--threads", "0"], "argument --threads: must be a whole number >= 1, got '0'"),
         (["--seed", "-1"], "argument --seed: must be a whole number >= 0, got '-1'"),
-        (["--seed", str(2**64)], f"whole number >= 0, got '{2**64}'"),
+        (["--seed", str(2**64)], f"whole number >= 0 and <= {2**63 - 1}, got '{2**64}'"),
         (["--lr", "0"], "argument --lr: must be a finite number > 0, got '0'"),
         (["--lr", "nan"], "argument --lr: must be a finite number > 0, got 'nan'"),
         (["--lr", "inf"], "argument --lr: must be a finite number > 0, got 'inf'"),

@@ -10,8 +10,8 @@
 //
 //   loss = sum_c a_c (lse - x_c),  d loss / d x_c = softmax(x)_c sum_k a_k - a_c
 //
-// lse is kept as max + log_sum and never added up: their sum would lose the digits of log_sum
-// where |max| is large (from 2^24 on in float32, all of them).
+// lse = max + log(sum) is kept as max and sum: added up, it would lose the digits of log(sum) where
+// |max| is large (from 2^24 on in float32, all of them), and softmax(x)_c is exp(x_c - max) / sum.
 #pragma once
 
 #include "log_sum_exp.h"
@@ -52,13 +52,7 @@ SOFTREG_INLINE F weighted_negative_log_likelihood(F coefficient_sum, F lse_minus
   return coefficient_sum * lse_minus_reference - weighted_logit_sum;
 }
 
-// softmax(x)_c, for a logit that was shifted by the row's maximum.
-template <typename F>
-SOFTREG_INLINE F probability(F shifted_logit, F log_sum) {
-  return vexp(shifted_logit - log_sum);
-}
-
-// One row's gradient before the upstream one: softmax_scale * softmax(x)_c - offset_c, where
+// One row's gradient before the upstream one: softmax_scale * exp(x_c - max) - offset_c, where
 // offset_c is target_offset for the label and weight_scale * w_c for the others; with probabilities
 // weight_scale * a_c for all.
 template <typename F>
@@ -69,15 +63,15 @@ struct RowGradient {
 };
 
 template <typename F>
-SOFTREG_INLINE RowGradient<F> row_gradient(RowCoefficients<F> row, F target_weight) {
+SOFTREG_INLINE RowGradient<F> row_gradient(RowCoefficients<F> row, F target_weight, F sum) {
   // Scale and target_offset in one form: with a single class they cancel to the last bit.
-  return {row.on_target + row.per_class * row.weight_sum, row.per_class,
+  return {(row.on_target + row.per_class * row.weight_sum) / sum, row.per_class,
           row.on_target + row.per_class * target_weight};
 }
 
 template <typename F>
-SOFTREG_INLINE F logit_gradient(F probability, F softmax_scale, F offset, F upstream) {
-  return (probability * softmax_scale - offset) * upstream;
+SOFTREG_INLINE F logit_gradient(F shifted_logit, F softmax_scale, F offset, F upstream) {
+  return (vexp(shifted_logit) * softmax_scale - offset) * upstream;
 }
 
 }  // namespace softreg

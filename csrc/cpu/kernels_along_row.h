@@ -104,7 +104,7 @@ ForwardTotals forward_along_row(const ForwardArgs<T, A>& args, int64_t begin, in
   for (int64_t row = begin; row < end; ++row) {
     const RowTarget target(args, row, totals.bad_row);
     if (!target.counts) {
-      add_row(args, row, target, A(0), A(0), A(0), totals);
+      add_row(args, row, target, A(0), A(0), A(0), A(0), totals);
       continue;
     }
     const T* logits = args.logits.row(row);
@@ -126,7 +126,7 @@ ForwardTotals forward_along_row(const ForwardArgs<T, A>& args, int64_t begin, in
         args.coefficient_sum[row] = static_cast<A>(sums.coefficient.total());
       }
     }
-    add_row(args, row, target, max, log_sum, static_cast<A>(weighted_nll), totals);
+    add_row(args, row, target, max, state.sum, log_sum, static_cast<A>(weighted_nll), totals);
   }
   return totals;
 }
@@ -145,14 +145,13 @@ int64_t backward_along_row(const BackwardArgs<T, A>& args, int64_t begin, int64_
       __builtin_memset(static_cast<void*>(grad), 0, args.classes * sizeof(T));
       continue;
     }
-    const A max = args.row_max[row], log_sum = args.log_sum[row];
+    const A max = args.row_max[row];
     const A upstream = upstream_gradient(args, row);
     const RowGradient<A> gradient = row_gradient(args, row, target);
     const RowWeights<T, A> weights(args, row);
     const auto of_class = [&](auto logit, auto offset) {
       using F = decltype(logit);
-      return logit_gradient(probability(logit - F(max), F(log_sum)), F(gradient.softmax_scale),
-                            offset, F(upstream));
+      return logit_gradient(logit - F(max), F(gradient.softmax_scale), offset, F(upstream));
     };
     const Vec<A> scale(gradient.weight_scale);
     int64_t c = 0;

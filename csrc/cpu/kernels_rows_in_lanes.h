@@ -146,11 +146,13 @@ ForwardTotals forward_rows_in_lanes(const ForwardArgs<T, A>& args, int64_t begin
       weighted_nll = weighted_negative_log_likelihood(sums.coefficient, log_sum + (max - reference),
                                                       sums.logit);
     }
-    const LaneValues<A> maxima(max), log_sums(log_sum), weighted_nlls(weighted_nll);
+    const LaneValues<A> maxima(max), row_sums(state.sum), log_sums(log_sum);
+    const LaneValues<A> weighted_nlls(weighted_nll);
     const LaneValues<A> coefficient_sums(sums.coefficient);
     for (int64_t lane = 0; lane < count; ++lane) {
       const RowTarget target(args, row + lane, totals.bad_row);
-      add_row(args, row + lane, target, maxima[lane], log_sums[lane], weighted_nlls[lane], totals);
+      add_row(args, row + lane, target, maxima[lane], row_sums[lane], log_sums[lane],
+              weighted_nlls[lane], totals);
       if (args.has_probabilities()) {
         args.coefficient_sum[row + lane] = coefficient_sums[lane];
       }
@@ -216,7 +218,6 @@ int64_t backward_rows_in_lanes(const BackwardArgs<T, A>& args, int64_t begin, in
     const Vec<A> elsewhere = Vec<A>::loadu(gradients.weight_scale);
     const Vec<A> at_label = Vec<A>::loadu(gradients.target_offset);
     const Vec<A> max = load_part(args.row_max + row, count, A(0));
-    const Vec<A> log_sum = load_part(args.log_sum + row, count, A(0));
     for_each_tile(args.classes, [&](int64_t first, int64_t n) {
       tile.load(args.logits, row, count, first, n);
       if (probabilities) {
@@ -229,8 +230,7 @@ int64_t backward_rows_in_lanes(const BackwardArgs<T, A>& args, int64_t begin, in
             probabilities
                 ? elsewhere * probability_coefficient(weight, target_tile[c], on, per)
                 : Vec<A>::blendv(elsewhere * weight, at_label, label == Vec<A>(static_cast<A>(c)));
-        const Vec<A> grad =
-            logit_gradient(probability(tile[c] - max, log_sum), scale, offset, upstream);
+        const Vec<A> grad = logit_gradient(tile[c] - max, scale, offset, upstream);
         // Not a product with 0: an ignored row may hold NaN.
         tile.set(c, Vec<A>::blendv(Vec<A>(0), grad, counts));
       }

@@ -59,18 +59,19 @@ template <typename T, typename A>
 SOFTREG_INLINE RowGradient<A> row_gradient(const BackwardArgs<T, A>& args, int64_t row,
                                            RowTarget target) {
   if (args.has_probabilities()) {
-    return {args.coefficient_sum[row], A(1), A(0)};
+    return {args.coefficient_sum[row] / args.sum[row], A(1), A(0)};
   }
-  return row_gradient(row_coefficients(args, target.label), class_weight(args, target.label));
+  return row_gradient(row_coefficients(args, target.label), class_weight(args, target.label),
+                      args.sum[row]);
 }
 
 // Ends one row of the forward pass. `logit` is the label's, or anything where there is none;
 // `weighted_nll` is sum_c a_c (lse - x_c) with probabilities, else what the smoothing asks for.
 template <typename T, typename A>
 SOFTREG_INLINE void add_row(const ForwardArgs<T, A>& args, int64_t row, RowTarget target, A max,
-                            A log_sum, A weighted_nll, ForwardTotals& totals) {
+                            A sum, A log_sum, A weighted_nll, ForwardTotals& totals) {
   args.row_max[row] = max;
-  args.log_sum[row] = log_sum;
+  args.sum[row] = sum;
   A loss = 0;
   if (args.has_probabilities()) {
     loss = weighted_nll;
