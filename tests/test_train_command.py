@@ -126,8 +126,10 @@ def test_results_depend_on_the_seed_only(train: Callable[..., int], tmp_path: Pa
 def test_threads(train: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
     assert train() == 0 and train("--threads", "3") == 0
     assert asked == [1, 3]
+    assert train("--threads", "4") == 2
 
 
 @pytest.mark.usefixtures("no_pictures")
