@@ -61,8 +61,13 @@ def from_more_channels(x: Tensor) -> Tensor:
     return torch.cat([x, x, x], 1)[:, x.shape[1] : 2 * x.shape[1]]
 
 
+def every_other_sample(x: Tensor) -> Tensor:
+    return channels_last(torch.cat([x, x]).view(2, *x.shape).transpose(0, 1).flatten(0, 1))[::2]
+
+
 @pytest.mark.parametrize(
-    "layout", [channels_last, spatially_transposed, padded, from_more_channels]
+    "layout",
+    [channels_last, spatially_transposed, padded, from_more_channels, every_other_sample],
 )
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (3, 100, 3, 11), (1, 6, 5, 4)], ids=str)
 def test_layouts(layout: Any, shape: tuple[int, ...]) -> None:
