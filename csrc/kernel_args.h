@@ -20,6 +20,10 @@ struct RowMatrix {
   T* row(int64_t r) const {
     return inner == 1 ? data + r * outer_stride : data + r / inner * outer_stride + r % inner;
   }
+  // `count`, or fewer where the sample of row r ends before.
+  int64_t rows_in_sample(int64_t r, int64_t count) const {
+    return inner == 1 || count < inner - r % inner ? count : inner - r % inner;
+  }
   bool classes_adjacent() const { return inner == 1 && class_stride == 1; }
 };
 

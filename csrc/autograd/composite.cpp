@@ -17,10 +17,6 @@
 namespace softreg {
 namespace {
 
-at::Tensor accumulated(const at::Tensor& x) {
-  return x.scalar_type() == at::kDouble ? x : x.to(at::kFloat);
-}
-
 // A value per class (C), shaped to meet the logits; a value per row, likewise.
 at::Tensor along_classes(const at::Tensor& x, const CrossEntropyArgs& args) {
   c10::SymDimVector shape(args.logits.dim(), 1);
@@ -64,7 +60,7 @@ struct Coefficients {
 
 // grad_output, shaped to meet the logits and divided for the mean.
 at::Tensor upstream_of(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad) {
-  at::Tensor upstream = accumulated(grad.grad_output);
+  at::Tensor upstream = grad.grad_output.to(accumulator_type(grad.grad_output.scalar_type()));
   if (args.has_row_losses()) {
     upstream = upstream.unsqueeze(args.class_dim());
   }

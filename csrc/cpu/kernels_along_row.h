@@ -53,13 +53,11 @@ struct RowWeights {
 
   // The last `count` classes; lanes past them are 0.
   SOFTREG_INLINE Vec<A> part(int64_t c, int64_t count) const {
-    if (!probabilities) {
-      return weight ? load_part(weight + c, count, A(0)) : Vec<A>::set(Vec<A>(0), Vec<A>(1), count);
-    }
     const Vec<A> w =
         weight ? load_part(weight + c, count, A(0)) : Vec<A>::set(Vec<A>(0), Vec<A>(1), count);
-    return probability_coefficient(w, load_part(probabilities + c, count, A(0)), Vec<A>(on),
-                                   Vec<A>(per));
+    return probabilities ? probability_coefficient(w, load_part(probabilities + c, count, A(0)),
+                                                   Vec<A>(on), Vec<A>(per))
+                         : w;
   }
 };
 

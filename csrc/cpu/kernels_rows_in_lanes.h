@@ -72,13 +72,8 @@ struct LaneValues {
 // How many rows from `row` on share a tile.
 template <typename T, typename A>
 SOFTREG_INLINE int64_t lanes_from(const CrossEntropyRows<T, A>& args, int64_t row, int64_t end) {
-  int64_t count = end - row < Tile<A>::kRows ? end - row : Tile<A>::kRows;
-  for (const int64_t inner : {args.logits.inner, args.probabilities.inner}) {
-    if (inner > 1 && inner - row % inner < count) {
-      count = inner - row % inner;
-    }
-  }
-  return count;
+  const int64_t count = end - row < Tile<A>::kRows ? end - row : Tile<A>::kRows;
+  return args.probabilities.rows_in_sample(row, args.logits.rows_in_sample(row, count));
 }
 
 // Calls body(first, n) for tiles of classes [first, first + n).
@@ -206,11 +201,7 @@ int64_t backward_rows_in_lanes(const BackwardArgs<T, A>& args, int64_t begin, in
   const Vec<A> on(on_target(args)), per(per_class(args));
   int64_t count;
   for (int64_t row = begin; row < end; row += count) {
-    count = lanes_from(args, row, end);
-    if (args.grad_logits.inner > 1 &&
-        args.grad_logits.inner - row % args.grad_logits.inner < count) {
-      count = args.grad_logits.inner - row % args.grad_logits.inner;
-    }
+    count = args.grad_logits.rows_in_sample(row, lanes_from(args, row, end));
     const LaneGradients<A> gradients(args, row, count, bad_row);
     const Vec<A> counts = Vec<A>::loadu(gradients.counts) == Vec<A>(1);
     const Vec<A> upstream = Vec<A>::loadu(gradients.upstream);
