@@ -16,23 +16,27 @@ at::ScalarType CrossEntropyArgs::result_type() const {
   return type;
 }
 
-c10::SymDimVector loss_shape(const CrossEntropyArgs& args) {
-  c10::SymDimVector shape;
-  if (args.has_row_losses()) {
-    shape = c10::SymDimVector(args.logits.sym_sizes());
-    shape.erase(shape.begin() + 1);
-  }
+c10::SymDimVector row_shape(const CrossEntropyArgs& args) {
+  c10::SymDimVector shape(args.logits.sym_sizes());
+  shape.erase(shape.begin() + args.class_dim());
   return shape;
 }
 
-c10::SymDimVector lse_shape(const CrossEntropyArgs& args) {
+c10::SymDimVector loss_shape(const CrossEntropyArgs& args) {
+  return args.has_row_losses() ? row_shape(args) : c10::SymDimVector();
+}
+
+c10::SymDimVector state_shape(const CrossEntropyArgs& args) {
   return {c10::SymInt(args.has_probabilities() ? 3 : 2), row_count(args.logits)};
 }
 
 ForwardOutputs empty_forward_outputs(const CrossEntropyArgs& args) {
   const auto options = args.logits.options().dtype(args.result_type());
+  const auto accumulated = options.dtype(accumulator_type(args.result_type()));
   return {at::empty_symint(loss_shape(args), options),
-          at::empty_symint(lse_shape(args), options.dtype(accumulator_type(args.result_type()))),
+          args.return_lse ? at::empty_symint(row_shape(args), accumulated)
+                          : at::empty({0}, accumulated),
+          at::empty_symint(state_shape(args), accumulated),
           at::empty({}, options.dtype(at::kDouble))};
 }
 

@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/ScalarType.h>
 
+#include <limits>
 #include <optional>
 #include <tuple>
 
@@ -12,14 +13,26 @@ namespace softreg {
 
 enum class Reduction : int64_t { kNone = 0, kMean = 1, kSum = 2 };
 
-struct CrossEntropyArgs {
+// What the schemas list after the tensors.
+struct CrossEntropyOptions {
+  Reduction reduction;
+  int64_t ignore_index;
+  double label_smoothing;
+  double z_loss;
+  double logit_scale;
+  double softcap;  // infinite: none
+
+  bool transforms_logits() const {
+    return logit_scale != 1 || softcap != std::numeric_limits<double>::infinity();
+  }
+};
+
+struct CrossEntropyArgs : CrossEntropyOptions {
   const at::Tensor& logits;  // (C), (N, C) or (N, C, d1, ..., dK)
   // class indices, shaped like the logits without C, or class probabilities, shaped like the logits
   const at::Tensor& target;
   const std::optional<at::Tensor>& weight;  // (C)
-  Reduction reduction;
-  int64_t ignore_index;
-  double label_smoothing;
+  bool return_lse = false;
 
   bool has_weight() const { return weight.has_value() && weight->defined(); }
   bool has_probabilities() const { return at::isFloatingType(target.scalar_type()); }
@@ -35,16 +48,23 @@ inline at::ScalarType accumulator_type(at::ScalarType type) {
   return type == at::kDouble ? at::kDouble : at::kFloat;
 }
 
-// loss: shaped like the labels, or (). lse, a column for each row of N d1 ... dK: the maximum and
-// sum_c exp(x_c - maximum), and with probabilities the sum of their coefficients. total_weight: (),
-// what the mean divides by.
-using ForwardOutputs = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+struct ForwardOutputs {
+  at::Tensor loss;  // shaped like the labels, or ()
+  at::Tensor lse;   // shaped like the labels, or (0) where it is not asked for
+  // A column for each row of N d1 ... dK: the maximum and sum_c exp(x_c - maximum), and with
+  // probabilities the sum of their coefficients.
+  at::Tensor state;
+  at::Tensor total_weight;  // (), what the mean divides by
+};
 
 // What the backward pass is given besides.
 struct CrossEntropyGradArgs {
-  const at::Tensor& grad_output;   // shaped like the loss
-  const at::Tensor& lse;           // (2, rows), or (3, rows) with probabilities
-  const at::Tensor& total_weight;  // ()
+  const at::Tensor& grad_loss;                // shaped like the loss
+  const std::optional<at::Tensor>& grad_lse;  // shaped like lse
+  const at::Tensor& state;                    // (2, rows), or (3, rows) with probabilities
+  const at::Tensor& total_weight;             // ()
+
+  bool has_grad_lse() const { return grad_lse.has_value() && grad_lse->defined(); }
 };
 
 using ForwardImplementation = ForwardOutputs(const CrossEntropyArgs&);
@@ -52,25 +72,40 @@ using BackwardImplementation = at::Tensor(const CrossEntropyArgs&, const CrossEn
 
 // What is registered for cross_entropy_forward and cross_entropy_backward.
 template <ForwardImplementation implementation>
-ForwardOutputs forward_entry(const at::Tensor& logits, const at::Tensor& target,
-                             const std::optional<at::Tensor>& weight, int64_t reduction,
-                             int64_t ignore_index, double label_smoothing) {
-  return implementation(
-      {logits, target, weight, static_cast<Reduction>(reduction), ignore_index, label_smoothing});
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward_entry(
+    const at::Tensor& logits, const at::Tensor& target, const std::optional<at::Tensor>& weight,
+    int64_t reduction, int64_t ignore_index, double label_smoothing, double z_loss,
+    double logit_scale, double softcap, bool return_lse) {
+  const CrossEntropyOptions options{static_cast<Reduction>(reduction),
+                                    ignore_index,
+                                    label_smoothing,
+                                    z_loss,
+                                    logit_scale,
+                                    softcap};
+  const ForwardOutputs out = implementation({options, logits, target, weight, return_lse});
+  return {out.loss, out.lse, out.state, out.total_weight};
 }
 
 template <BackwardImplementation implementation>
-at::Tensor backward_entry(const at::Tensor& grad_output, const at::Tensor& logits,
-                          const at::Tensor& target, const at::Tensor& lse,
-                          const at::Tensor& total_weight, const std::optional<at::Tensor>& weight,
-                          int64_t reduction, int64_t ignore_index, double label_smoothing) {
-  return implementation(
-      {logits, target, weight, static_cast<Reduction>(reduction), ignore_index, label_smoothing},
-      {grad_output, lse, total_weight});
+at::Tensor backward_entry(const at::Tensor& grad_loss, const std::optional<at::Tensor>& grad_lse,
+                          const at::Tensor& logits, const at::Tensor& target,
+                          const at::Tensor& state, const at::Tensor& total_weight,
+                          const std::optional<at::Tensor>& weight, int64_t reduction,
+                          int64_t ignore_index, double label_smoothing, double z_loss,
+                          double logit_scale, double softcap) {
+  const CrossEntropyOptions options{static_cast<Reduction>(reduction),
+                                    ignore_index,
+                                    label_smoothing,
+                                    z_loss,
+                                    logit_scale,
+                                    softcap};
+  return implementation({options, logits, target, weight},
+                        {grad_loss, grad_lse, state, total_weight});
 }
 
 c10::SymDimVector loss_shape(const CrossEntropyArgs& args);
-c10::SymDimVector lse_shape(const CrossEntropyArgs& args);
+c10::SymDimVector row_shape(const CrossEntropyArgs& args);  // a value for each row
+c10::SymDimVector state_shape(const CrossEntropyArgs& args);
 
 // Uninitialised results of the right shape, dtype and device, real or meta.
 ForwardOutputs empty_forward_outputs(const CrossEntropyArgs& args);

@@ -1,5 +1,7 @@
 #include "checks.h"
 
+#include <cmath>
+
 namespace softreg {
 namespace {
 
@@ -73,6 +75,18 @@ void check_weight(const CrossEntropyArgs& args, const at::Tensor& weight) {
               " classes, but got shape ", weight.sym_sizes());
 }
 
+void check_factors(const CrossEntropyOptions& options) {
+  TORCH_CHECK(options.label_smoothing >= 0 && options.label_smoothing <= 1,
+              "cross_entropy: label_smoothing must be between 0 and 1, but got ",
+              options.label_smoothing);
+  TORCH_CHECK(options.z_loss >= 0 && std::isfinite(options.z_loss),
+              "cross_entropy: z_loss must be 0 or positive and finite, but got ", options.z_loss);
+  TORCH_CHECK(std::isfinite(options.logit_scale),
+              "cross_entropy: logit_scale must be finite, but got ", options.logit_scale);
+  TORCH_CHECK(options.softcap > 0, "cross_entropy: softcap must be positive, but got ",
+              options.softcap);
+}
+
 void check_tensor(const at::Tensor& tensor, const char* name, const CrossEntropyArgs& args,
                   c10::SymIntArrayRef shape, at::ScalarType dtype) {
   TORCH_CHECK(tensor.dim() == static_cast<int64_t>(shape.size()) && tensor.sym_sizes() == shape &&
@@ -94,19 +108,21 @@ void check(const CrossEntropyArgs& args) {
   TORCH_CHECK_VALUE(reduction >= 0 && reduction <= 2,
                     "cross_entropy: reduction must be 0 (none), 1 (mean) or 2 (sum), but got ",
                     reduction);
-  TORCH_CHECK(args.label_smoothing >= 0 && args.label_smoothing <= 1,
-              "cross_entropy: label_smoothing must be between 0 and 1, but got ",
-              args.label_smoothing);
+  check_factors(args);
 }
 
 void check(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad) {
   check(args);
   const at::ScalarType type = args.result_type();
-  check_tensor(grad.grad_output, "grad_output", args, loss_shape(args), type);
-  check_tensor(grad.lse, "lse", args, lse_shape(args), accumulator_type(type));
+  check_tensor(grad.grad_loss, "grad_loss", args, loss_shape(args), type);
+  if (grad.has_grad_lse()) {
+    check_tensor(*grad.grad_lse, "grad_lse", args, row_shape(args), accumulator_type(type));
+  }
+  check_tensor(grad.state, "state", args, state_shape(args), accumulator_type(type));
   check_tensor(grad.total_weight, "total_weight", args, {}, at::kDouble);
-  TORCH_CHECK(grad.lse.is_contiguous(), "cross_entropy: lse must be contiguous, but has strides ",
-              grad.lse.sym_strides());
+  TORCH_CHECK(grad.state.is_contiguous(),
+              "cross_entropy: state must be contiguous, but has strides ",
+              grad.state.sym_strides());
 }
 
 void throw_bad_label(const CrossEntropyArgs& args, int64_t row, int64_t label) {

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "core/compensated_sum.h"
+#include "core/logit_transform.h"
 
 namespace softreg {
 
@@ -58,6 +59,8 @@ struct CrossEntropyRows {
   const A* weight;                   // (classes), or null: all 1
   A weight_sum;                      // sum of weight, or classes; 0 without label smoothing
   double label_smoothing;
+  A z_loss;
+  LogitTransform<A> transform;
 
   bool has_probabilities() const { return probabilities.data != nullptr; }
   // Whether classes besides the label's have a coefficient, and so their weights a meaning.
@@ -69,6 +72,7 @@ struct ForwardArgs : CrossEntropyRows<T, A> {
   A* row_max;          // (rows)
   A* sum;              // (rows), of exp(x - max)
   A* coefficient_sum;  // (rows), with probabilities only
+  A* lse;              // (rows), or null; of every row then, ignored or not
   T* loss;             // (rows), or null when only the totals are asked for
 };
 
@@ -77,9 +81,10 @@ struct BackwardArgs : CrossEntropyRows<T, A> {
   const A* row_max;          // (rows)
   const A* sum;              // (rows)
   const A* coefficient_sum;  // (rows), with probabilities only
-  const T* grad_output;      // (rows), or null for a reduced loss
-  int64_t grad_output_stride;
-  A grad_reduced;  // then: each row's upstream gradient
+  const T* grad_loss;        // (rows), or null for a reduced loss
+  int64_t grad_loss_stride;
+  A grad_reduced;     // then: each row's upstream gradient
+  const A* grad_lse;  // (rows), or null where none flows from there
   RowMatrix<T> grad_logits;
 };
 

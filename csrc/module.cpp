@@ -12,13 +12,24 @@
 namespace softreg {
 namespace {
 
-// The loss alone. The same dispatcher op as torch.ops.softreg_ext.cross_entropy_forward, without
-// the several microseconds that torch.ops spends on matching arguments to a schema.
-at::Tensor cross_entropy(const at::Tensor& input, const at::Tensor& target,
-                         const std::optional<at::Tensor>& weight, int64_t reduction,
-                         int64_t ignore_index, double label_smoothing) {
-  return std::get<0>(forward_entry<cross_entropy_forward>(input, target, weight, reduction,
-                                                          ignore_index, label_smoothing));
+// The loss, or the loss and lse. The same dispatcher op as
+// torch.ops.softreg_ext.cross_entropy_forward, without the several microseconds that torch.ops
+// spends on matching arguments to a schema.
+pybind11::object cross_entropy(const at::Tensor& input, const at::Tensor& target,
+                               const std::optional<at::Tensor>& weight, int64_t reduction,
+                               int64_t ignore_index, double label_smoothing, double z_loss,
+                               double logit_scale, double softcap, bool return_lse) {
+  ForwardOutputs out;
+  {
+    const pybind11::gil_scoped_release no_gil;
+    out = cross_entropy_forward({{static_cast<Reduction>(reduction), ignore_index, label_smoothing,
+                                  z_loss, logit_scale, softcap},
+                                 input,
+                                 target,
+                                 weight,
+                                 return_lse});
+  }
+  return return_lse ? pybind11::cast(std::make_tuple(out.loss, out.lse)) : pybind11::cast(out.loss);
 }
 
 pybind11::dict build_info() {
@@ -47,7 +58,8 @@ pybind11::dict build_info() {
 PYBIND11_MODULE(_C, m) {
   m.def("cross_entropy", &cross_entropy, pybind11::arg("input"), pybind11::arg("target"),
         pybind11::arg("weight"), pybind11::arg("reduction"), pybind11::arg("ignore_index"),
-        pybind11::arg("label_smoothing"), pybind11::call_guard<pybind11::gil_scoped_release>());
+        pybind11::arg("label_smoothing"), pybind11::arg("z_loss"), pybind11::arg("logit_scale"),
+        pybind11::arg("softcap"), pybind11::arg("return_lse"));
   m.def("build_info", &build_info);
 }
 

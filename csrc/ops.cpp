@@ -19,26 +19,31 @@ c10::TypedOperatorHandle<Schema> find_op(const char* name) {
 
 ForwardOutputs cross_entropy_forward(const CrossEntropyArgs& args) {
   static const auto op = find_op<ForwardSchema>("softreg_ext::cross_entropy_forward");
-  return op.call(args.logits, args.target, args.weight, static_cast<int64_t>(args.reduction),
-                 args.ignore_index, args.label_smoothing);
+  auto [loss, lse, state, total_weight] =
+      op.call(args.logits, args.target, args.weight, static_cast<int64_t>(args.reduction),
+              args.ignore_index, args.label_smoothing, args.z_loss, args.logit_scale, args.softcap,
+              args.return_lse);
+  return {std::move(loss), std::move(lse), std::move(state), std::move(total_weight)};
 }
 
 at::Tensor cross_entropy_backward(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad) {
   static const auto op = find_op<BackwardSchema>("softreg_ext::cross_entropy_backward");
-  return op.call(grad.grad_output, args.logits, args.target, grad.lse, grad.total_weight,
-                 args.weight, static_cast<int64_t>(args.reduction), args.ignore_index,
-                 args.label_smoothing);
+  return op.call(grad.grad_loss, grad.grad_lse, args.logits, args.target, grad.state,
+                 grad.total_weight, args.weight, static_cast<int64_t>(args.reduction),
+                 args.ignore_index, args.label_smoothing, args.z_loss, args.logit_scale,
+                 args.softcap);
 }
 
 TORCH_LIBRARY(softreg_ext, m) {
   m.def(
       "cross_entropy_forward(Tensor input, Tensor target, Tensor? weight, int reduction, "
-      "int ignore_index, float label_smoothing) -> (Tensor loss, Tensor lse, Tensor total_weight)",
+      "int ignore_index, float label_smoothing, float z_loss, float logit_scale, float softcap, "
+      "bool return_lse) -> (Tensor loss, Tensor lse, Tensor state, Tensor total_weight)",
       {at::Tag::pt2_compliant_tag});
   m.def(
-      "cross_entropy_backward(Tensor grad_output, Tensor input, Tensor target, Tensor lse, "
-      "Tensor total_weight, Tensor? weight, int reduction, int ignore_index, "
-      "float label_smoothing) -> Tensor",
+      "cross_entropy_backward(Tensor grad_loss, Tensor? grad_lse, Tensor input, Tensor target, "
+      "Tensor state, Tensor total_weight, Tensor? weight, int reduction, int ignore_index, "
+      "float label_smoothing, float z_loss, float logit_scale, float softcap) -> Tensor",
       {at::Tag::pt2_compliant_tag});
 }
 

@@ -1,6 +1,7 @@
 """The loss as a function."""
 
-from typing import NoReturn
+import math
+from typing import Literal, NoReturn, overload
 
 import torch
 from torch import Tensor
@@ -12,6 +13,38 @@ from ._extension import _C
 _REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 
 
+@overload
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = ...,
+    ignore_index: int = ...,
+    reduction: str = ...,
+    label_smoothing: float = ...,
+    *,
+    z_loss: float = ...,
+    logit_scale: float = ...,
+    softcap: float | None = ...,
+    return_lse: Literal[False] = ...,
+    size_average: bool | None = ...,
+    reduce: bool | None = ...,
+) -> Tensor: ...
+@overload
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = ...,
+    ignore_index: int = ...,
+    reduction: str = ...,
+    label_smoothing: float = ...,
+    *,
+    z_loss: float = ...,
+    logit_scale: float = ...,
+    softcap: float | None = ...,
+    return_lse: Literal[True],
+    size_average: bool | None = ...,
+    reduce: bool | None = ...,
+) -> tuple[Tensor, Tensor]: ...
 def cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -20,9 +53,13 @@ def cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
     *,
+    z_loss: float = 0.0,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    return_lse: bool = False,
     size_average: bool | None = None,
     reduce: bool | None = None,
-) -> Tensor:
+) -> Tensor | tuple[Tensor, Tensor]:
     r"""Softmax cross-entropy of logits, fused into one kernel each way.
 
     Equivalent to :func:`torch.nn.functional.cross_entropy`. With ``lse = log(sum_c exp(x_c))``,
@@ -47,23 +84,31 @@ def cross_entropy(
         ignore_index: the label whose rows add nothing to the loss and get a gradient of zero.
         reduction: "none", "mean" or "sum".
         label_smoothing: in [0, 1]; how much of the target is spread evenly over the classes.
+        z_loss: adds ``z_loss * lse^2`` to the loss of each row that counts, before the reduction
+            (de Brebisson and Vincent, 2016); it keeps ``lse`` near 0. 0 or positive.
+        logit_scale: multiplies the logits first (the inverse of a temperature).
+        softcap: then bounds them to ``softcap * tanh(logits / softcap)`` (as in Gemma 2, 2024);
+            positive; default: no bound.
+        return_lse: also return ``lse`` of each row, ignored ones too, of the scaled and capped
+            logits; differentiable. In float32 for the half types.
         size_average: deprecated; with ``reduce``, overrides ``reduction`` as in PyTorch.
         reduce: deprecated.
 
     Returns:
         The loss in ``input``'s dtype (with probabilities, the type that ``input``, ``target`` and
-        ``weight`` promote to): for "none" the shape of ``input`` without C, else ().
+        ``weight`` promote to): for "none" the shape of ``input`` without C, else (). With
+        ``return_lse`` the pair of it and ``lse``, in the shape of ``input`` without C.
 
     Raises:
         IndexError: a label is out of range.
         ValueError: batch sizes differ, or ``reduction`` is none of the three.
         TypeError: an argument is no tensor, integer or number where it should be.
         NotImplementedError: logits of another dtype.
-        RuntimeError: any other wrong dtype, shape, device or ``label_smoothing``.
+        RuntimeError: any other wrong dtype, shape, device, or value of a number.
     """
     if has_torch_function_variadic(input, target, weight):
         return handle_torch_function(
-            cross_entropy,
+            cross_entropy,  # type: ignore[arg-type]
             (input, target, weight),
             input,
             target,
@@ -71,6 +116,10 @@ def cross_entropy(
             ignore_index=ignore_index,
             reduction=reduction,
             label_smoothing=label_smoothing,
+            z_loss=z_loss,
+            logit_scale=logit_scale,
+            softcap=softcap,
+            return_lse=return_lse,
             size_average=size_average,
             reduce=reduce,
         )
@@ -82,23 +131,35 @@ def cross_entropy(
         raise ValueError(
             f"cross_entropy: reduction must be 'none', 'mean' or 'sum', but got {reduction!r}"
         ) from None
+    options = (ignore_index, label_smoothing, z_loss, logit_scale)
+    cap = math.inf if softcap is None else softcap
     if torch.compiler.is_compiling():
         # A graph holds the dispatcher's op; the pybind11 entry is opaque to the tracer.
-        loss: Tensor = torch.ops.softreg_ext.cross_entropy_forward(
-            input, target, weight, reduction_code, ignore_index, label_smoothing
-        )[0]
-        return loss
+        loss, lse, *_ = torch.ops.softreg_ext.cross_entropy_forward(
+            input, target, weight, reduction_code, *options, cap, return_lse
+        )
+        return (loss, lse) if return_lse else loss
     try:
         return _C.cross_entropy(  # type: ignore[no-any-return]
-            input, target, weight, reduction_code, ignore_index, label_smoothing
+            input, target, weight, reduction_code, *options, cap, return_lse
         )
     except TypeError:
-        _raise_type_error(input, target, weight, ignore_index, label_smoothing)
+        _raise_type_error(
+            {"input": input, "target": target, "weight": weight},
+            ignore_index,
+            {
+                "label_smoothing": label_smoothing,
+                "z_loss": z_loss,
+                "logit_scale": logit_scale,
+                "softcap": softcap,
+            },
+            return_lse,
+        )
         raise
 
 
 def _raise_type_error(
-    input: object, target: object, weight: object, ignore_index: object, label_smoothing: object
+    tensors: dict[str, object], ignore_index: object, factors: dict[str, object], return_lse: object
 ) -> None:
     """Raise an error that names the argument; pybind11's own lists the C++ signature."""
 
@@ -108,12 +169,15 @@ def _raise_type_error(
             f"({type(value).__name__})"
         ) from None
 
-    for name, value in (("input", input), ("target", target), ("weight", weight)):
+    for name, value in tensors.items():
         if not isinstance(value, Tensor) and not (name == "weight" and value is None):
             complain(name, "a Tensor", value)
     if not isinstance(ignore_index, int):
         complain("ignore_index", "an int", ignore_index)
     if not -(2**63) <= ignore_index < 2**63:
         raise ValueError(f"cross_entropy: ignore_index {ignore_index} does not fit in 64 bits")
-    if not isinstance(label_smoothing, (int, float)):
-        complain("label_smoothing", "a float", label_smoothing)
+    for name, value in factors.items():
+        if not isinstance(value, (int, float)) and not (name == "softcap" and value is None):
+            complain(name, "a float", value)
+    if not isinstance(return_lse, bool):
+        complain("return_lse", "a bool", return_lse)

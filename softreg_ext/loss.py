@@ -19,6 +19,7 @@ class CrossEntropyLoss(_WeightedLoss):
         ignore_index: the label whose rows add nothing to the loss.
         reduction: "none", "mean" or "sum".
         label_smoothing: in [0, 1].
+        z_loss, logit_scale, softcap: see :func:`softreg_ext.cross_entropy`.
         size_average: deprecated; with ``reduce``, overrides ``reduction`` as in PyTorch.
         reduce: deprecated.
     """
@@ -32,12 +33,18 @@ class CrossEntropyLoss(_WeightedLoss):
         reduction: str = "mean",
         label_smoothing: float = 0.0,
         *,
+        z_loss: float = 0.0,
+        logit_scale: float = 1.0,
+        softcap: float | None = None,
         size_average: bool | None = None,
         reduce: bool | None = None,
     ) -> None:
         super().__init__(weight, size_average, reduce, reduction)
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
+        self.z_loss = z_loss
+        self.logit_scale = logit_scale
+        self.softcap = softcap
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return cross_entropy(
@@ -47,4 +54,7 @@ class CrossEntropyLoss(_WeightedLoss):
             ignore_index=self.ignore_index,
             reduction=self.reduction,
             label_smoothing=self.label_smoothing,
+            z_loss=self.z_loss,
+            logit_scale=self.logit_scale,
+            softcap=self.softcap,
         )

@@ -281,13 +281,13 @@ class TestLabelOutOfRange:
     def test_backward(self, classes: int, label: int, smoothing: float) -> None:
         """The backward op trusts nobody either."""
         logits, target, _ = make_case(40, classes, torch.float32)
-        options = (None, 1, -100, smoothing)
+        options = (None, 1, -100, smoothing, 0.0, 1.0, math.inf)
         ops = torch.ops.softreg_ext
-        loss, lse, total_weight = ops.cross_entropy_forward(logits, target, *options)
+        loss, _, state, total_weight = ops.cross_entropy_forward(logits, target, *options, False)
         target[30] = label
         with pytest.raises(IndexError, match=rf"target {label} at row 30"):
             ops.cross_entropy_backward(
-                torch.ones_like(loss), logits, target, lse, total_weight, *options
+                torch.ones_like(loss), None, logits, target, state, total_weight, *options
             )
 
     def test_as_ignore_index(self, classes: int, label: int, smoothing: float) -> None:

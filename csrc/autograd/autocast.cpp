@@ -18,8 +18,8 @@ ForwardOutputs cross_entropy_forward_autocast(const CrossEntropyArgs& args) {
   if (args.has_weight()) {
     weight = in_float(*args.weight);
   }
-  return cross_entropy_forward({in_float(args.logits), in_float(args.target), weight,
-                                args.reduction, args.ignore_index, args.label_smoothing});
+  return cross_entropy_forward(
+      {args, in_float(args.logits), in_float(args.target), weight, args.return_lse});
 }
 
 }  // namespace

@@ -4,12 +4,16 @@
 #include <ATen/ops/amax.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cross_entropy_loss.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/log_softmax.h>
+#include <ATen/ops/logsumexp.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/ones_like.h>
+#include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/stack.h>
 
+#include <cmath>
 #include <vector>
 
 #include "checks.h"
@@ -58,9 +62,20 @@ struct Coefficients {
   }
 };
 
-// grad_output, shaped to meet the logits and divided for the mean.
+// The logits in the accumulator's dtype, transformed as in core/logit_transform.h; and dy / dx.
+at::Tensor transformed(const CrossEntropyArgs& args, const at::Tensor& logits) {
+  const at::Tensor scaled = logits.to(accumulator_type(args.result_type())) * args.logit_scale;
+  return std::isinf(args.softcap) ? scaled : args.softcap * (scaled / args.softcap).tanh();
+}
+
+at::Tensor slope_of(const CrossEntropyArgs& args, const at::Tensor& y) {
+  const at::Tensor uncapped = at::scalar_tensor(args.logit_scale, y.options());
+  return std::isinf(args.softcap) ? uncapped : uncapped * (1 - (y / args.softcap).square());
+}
+
+// grad_loss, shaped to meet the logits and divided for the mean.
 at::Tensor upstream_of(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad) {
-  at::Tensor upstream = grad.grad_output.to(accumulator_type(grad.grad_output.scalar_type()));
+  at::Tensor upstream = grad.grad_loss.to(accumulator_type(grad.grad_loss.scalar_type()));
   if (args.has_row_losses()) {
     upstream = upstream.unsqueeze(args.class_dim());
   }
@@ -74,49 +89,65 @@ at::Tensor upstream_of(const CrossEntropyArgs& args, const CrossEntropyGradArgs&
 ForwardOutputs cross_entropy_forward_composite(const CrossEntropyArgs& args) {
   check(args);
   const at::ScalarType type = accumulator_type(args.result_type());
-  const Coefficients coefficients(args, type);
-  at::Tensor input = args.logits;
-  if (coefficients.ignored.defined()) {
-    input = input.masked_fill(coefficients.ignored, 0);  // as if not read
-  }
-  const at::Tensor target = args.has_probabilities() ? args.target : args.target.to(at::kLong);
-  const at::Tensor loss = at::cross_entropy_loss_symint(input, target, args.weight,
-                                                        static_cast<int64_t>(args.reduction),
-                                                        args.ignore_index, args.label_smoothing);
-  const at::Tensor logits = input.detach().to(type);
   const int64_t dim = args.class_dim();
+  const Coefficients coefficients(args, type);
+  const bool has_ignored = coefficients.ignored.defined();
+  const at::Tensor y = transformed(args, args.logits);
+  const at::Tensor counted = has_ignored ? y.masked_fill(coefficients.ignored, 0) : y;
+  const at::Tensor target = args.target.to(args.has_probabilities() ? type : at::kLong);
+  const auto weight = args.has_weight() ? std::make_optional(args.weight->to(type)) : std::nullopt;
+  at::Tensor loss =
+      at::cross_entropy_loss_symint(counted, target, weight, static_cast<int64_t>(args.reduction),
+                                    args.ignore_index, args.label_smoothing);
+  const at::Tensor total_weight = coefficients.row_weight.sum(at::kDouble);
+  if (args.z_loss != 0) {
+    at::Tensor z = args.z_loss * counted.logsumexp({dim}, /*keepdim=*/true).square();
+    z = (has_ignored ? z.masked_fill(coefficients.ignored, 0) : z).squeeze(dim);
+    z = args.reduction == Reduction::kNone ? z : z.sum();
+    loss = loss + (args.reduction == Reduction::kMean ? z / total_weight.to(type) : z);
+  }
+  const at::Tensor lse = args.return_lse ? y.logsumexp({dim}) : at::empty({0}, y.options());
+  const at::Tensor logits = (args.return_lse ? y : counted).detach();
   at::Tensor max = logits.amax({dim}, /*keepdim=*/true);
   max = max.masked_fill(max.eq(-INFINITY), 0);
-  std::vector<at::Tensor> lse = {max.reshape({-1}), (logits - max).exp().sum({dim}).reshape({-1})};
+  std::vector<at::Tensor> state = {max.reshape({-1}),
+                                   (logits - max).exp().sum({dim}).reshape({-1})};
   if (args.has_probabilities()) {
-    lse.push_back(coefficients.per_class.detach().sum({dim}).reshape({-1}));
+    state.push_back(coefficients.per_class.detach().sum({dim}).reshape({-1}));
   }
-  return {loss, at::stack(lse), coefficients.row_weight.sum(at::kDouble)};
+  return {loss.to(args.result_type()), lse, at::stack(state), total_weight};
 }
 
 at::Tensor cross_entropy_backward_composite(const CrossEntropyArgs& args,
                                             const CrossEntropyGradArgs& grad) {
   check(args, grad);
-  const at::Tensor logits = args.logits.to(accumulator_type(args.result_type()));
   const int64_t dim = args.class_dim();
-  const Coefficients coefficients(args, logits.scalar_type());
+  const at::Tensor y = transformed(args, args.logits);
+  const at::Tensor softmax = y.softmax(dim);
+  const Coefficients coefficients(args, y.scalar_type());
   const at::Tensor& a = coefficients.per_class;
-  at::Tensor grad_logits =
-      upstream_of(args, grad) * (logits.softmax(dim) * a.sum({dim}, /*keepdim=*/true) - a);
-  if (coefficients.ignored.defined()) {
-    grad_logits = grad_logits.masked_fill(coefficients.ignored, 0);
+  at::Tensor on_softmax = a.sum({dim}, /*keepdim=*/true);
+  if (args.z_loss != 0) {
+    on_softmax = on_softmax + 2 * args.z_loss * y.logsumexp({dim}, /*keepdim=*/true);
   }
-  return grad_logits.to(args.logits.scalar_type());
+  at::Tensor grad_y = upstream_of(args, grad) * (softmax * on_softmax - a);
+  if (coefficients.ignored.defined()) {
+    grad_y = grad_y.masked_fill(coefficients.ignored, 0);
+  }
+  if (grad.has_grad_lse()) {
+    grad_y = grad_y + grad.grad_lse->unsqueeze(dim) * softmax;
+  }
+  return (grad_y * slope_of(args, y)).to(args.logits.scalar_type());
 }
 
 at::Tensor cross_entropy_grad_target(const CrossEntropyArgs& args,
                                      const CrossEntropyGradArgs& grad) {
-  const at::Tensor logits = args.logits.to(accumulator_type(args.result_type()));
+  const at::Tensor y = transformed(args, args.logits);
   at::Tensor scale = upstream_of(args, grad) * (args.label_smoothing - 1);
   if (args.has_weight()) {
-    scale = scale * along_classes(args.weight->to(logits.scalar_type()), args);
+    scale = scale * along_classes(args.weight->to(y.scalar_type()), args);
   }
-  return (scale * logits.log_softmax(args.class_dim())).to(args.target.scalar_type());
+  return (scale * y.log_softmax(args.class_dim())).to(args.target.scalar_type());
 }
 
 }  // namespace softreg

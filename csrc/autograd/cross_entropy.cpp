@@ -2,6 +2,7 @@
 // first derivatives in reverse mode, by the composites.
 #include <ATen/FuncTorchTLS.h>
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -33,38 +34,58 @@ bool needs_composite(const at::Tensor& x) {
 
 bool needs_grad(const at::Tensor& x) { return at::GradMode::is_enabled() && x.requires_grad(); }
 
+void save(AutogradContext* ctx, const CrossEntropyOptions& options) {
+  ctx->saved_data["reduction"] = static_cast<int64_t>(options.reduction);
+  ctx->saved_data["ignore_index"] = options.ignore_index;
+  ctx->saved_data["label_smoothing"] = options.label_smoothing;
+  ctx->saved_data["z_loss"] = options.z_loss;
+  ctx->saved_data["logit_scale"] = options.logit_scale;
+  ctx->saved_data["softcap"] = options.softcap;
+}
+
+CrossEntropyOptions saved_options(AutogradContext* ctx) {
+  return {static_cast<Reduction>(ctx->saved_data["reduction"].toInt()),
+          ctx->saved_data["ignore_index"].toInt(),
+          ctx->saved_data["label_smoothing"].toDouble(),
+          ctx->saved_data["z_loss"].toDouble(),
+          ctx->saved_data["logit_scale"].toDouble(),
+          ctx->saved_data["softcap"].toDouble()};
+}
+
 class CrossEntropyFunction : public torch::autograd::Function<CrossEntropyFunction> {
  public:
   static constexpr bool is_traceable = true;
 
-  // Returns the loss alone; what else the op returns is handed out through `outputs`, since
-  // compiled autograd refuses outputs marked as not differentiable.
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& logits,
-                            const at::Tensor& target, const CrossEntropyArgs* args,
-                            ForwardOutputs* outputs) {
+  // Returns the loss, and lse where it is asked for; what else the op returns is handed out through
+  // `outputs`, since compiled autograd refuses outputs marked as not differentiable.
+  static variable_list forward(AutogradContext* ctx, const at::Tensor& logits,
+                               const at::Tensor& target, const CrossEntropyArgs* args,
+                               ForwardOutputs* outputs) {
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
     *outputs = cross_entropy_forward(*args);
-    const auto& [loss, lse, total_weight] = *outputs;
-    ctx->save_for_backward(
-        {logits, target, args->has_weight() ? *args->weight : at::Tensor(), lse, total_weight});
-    ctx->saved_data["reduction"] = static_cast<int64_t>(args->reduction);
-    ctx->saved_data["ignore_index"] = args->ignore_index;
-    ctx->saved_data["label_smoothing"] = args->label_smoothing;
-    return loss;
+    ctx->save_for_backward({logits, target, args->has_weight() ? *args->weight : at::Tensor(),
+                            outputs->state, outputs->total_weight});
+    save(ctx, *args);
+    if (!args->return_lse) {
+      return {outputs->loss};
+    }
+    ctx->set_materialize_grads(false);  // rows that only lse would have read are not read again
+    return {outputs->loss, outputs->lse};
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
     const variable_list saved = ctx->get_saved_variables();
-    const at::Tensor &logits = saved[0], &target = saved[1], &lse = saved[3],
+    const at::Tensor &logits = saved[0], &target = saved[1], &state = saved[3],
                      &total_weight = saved[4];
     const auto weight = saved[2].defined() ? std::make_optional(saved[2]) : std::nullopt;
-    const CrossEntropyArgs args{logits,
-                                target,
-                                weight,
-                                static_cast<Reduction>(ctx->saved_data["reduction"].toInt()),
-                                ctx->saved_data["ignore_index"].toInt(),
-                                ctx->saved_data["label_smoothing"].toDouble()};
-    const CrossEntropyGradArgs grad{grad_outputs[0], lse, total_weight};
+    const CrossEntropyArgs args{saved_options(ctx), logits, target, weight};
+    if (!grad_outputs[0].defined()) {
+      grad_outputs[0] =
+          at::zeros_symint(loss_shape(args), logits.options().dtype(args.result_type()));
+    }
+    const auto grad_lse =
+        grad_outputs.size() > 1 ? std::make_optional(grad_outputs[1]) : std::nullopt;
+    const CrossEntropyGradArgs grad{grad_outputs[0], grad_lse, state, total_weight};
     return {ctx->needs_input_grad(0) ? cross_entropy_backward(args, grad) : at::Tensor(),
             ctx->needs_input_grad(1) ? cross_entropy_grad_target(args, grad) : at::Tensor(),
             {},
@@ -86,15 +107,19 @@ ForwardOutputs cross_entropy_forward_autograd(const CrossEntropyArgs& args) {
     return cross_entropy_forward(args);
   }
   ForwardOutputs outputs;
-  const at::Tensor loss = CrossEntropyFunction::apply(args.logits, args.target, &args, &outputs);
-  return {loss, std::get<1>(outputs), std::get<2>(outputs)};
+  const variable_list differentiable =
+      CrossEntropyFunction::apply(args.logits, args.target, &args, &outputs);
+  return {differentiable[0], args.return_lse ? differentiable[1] : outputs.lse, outputs.state,
+          outputs.total_weight};
 }
 
 // Differentiable itself: with create_graph=True this runs with gradients recorded.
 at::Tensor cross_entropy_backward_autograd(const CrossEntropyArgs& args,
                                            const CrossEntropyGradArgs& grad) {
-  for (const at::Tensor* input : {&args.logits, &args.target, &grad.grad_output}) {
-    if (needs_grad(*input) || needs_composite(*input)) {
+  const at::Tensor no_grad_lse;
+  const at::Tensor& grad_lse = grad.has_grad_lse() ? *grad.grad_lse : no_grad_lse;
+  for (const at::Tensor* input : {&args.logits, &args.target, &grad.grad_loss, &grad_lse}) {
+    if (input->defined() && (needs_grad(*input) || needs_composite(*input))) {
       return cross_entropy_backward_composite(args, grad);
     }
   }

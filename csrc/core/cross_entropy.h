@@ -10,6 +10,10 @@
 //
 //   loss = sum_c a_c (lse - x_c),  d loss / d x_c = softmax(x)_c sum_k a_k - a_c
 //
+// Either may have z lse^2 added (de Brebisson and Vincent, 2016), with the gradient
+// 2 z lse softmax(x)_c, and lse itself is a result too, with the gradient softmax(x)_c.
+// Logits that are transformed first (logit_transform.h) are the x here.
+//
 // lse = max + log(sum) is kept as max and sum: added up, it would lose the digits of log(sum) where
 // |max| is large (from 2^24 on in float32, all of them), and softmax(x)_c is exp(x_c - max) / sum.
 #pragma once
@@ -52,21 +56,44 @@ SOFTREG_INLINE F weighted_negative_log_likelihood(F coefficient_sum, F lse_minus
   return coefficient_sum * lse_minus_reference - weighted_logit_sum;
 }
 
-// One row's gradient before the upstream one: softmax_scale * exp(x_c - max) - offset_c, where
-// offset_c is target_offset for the label and weight_scale * w_c for the others; with probabilities
-// weight_scale * a_c for all.
 template <typename F>
-struct RowGradient {
-  F softmax_scale;
-  F weight_scale;
-  F target_offset;
-};
+SOFTREG_INLINE F z_term(F z_loss, F lse) {
+  return z_loss * lse * lse;
+}
 
 template <typename F>
-SOFTREG_INLINE RowGradient<F> row_gradient(RowCoefficients<F> row, F target_weight, F sum) {
-  // Scale and target_offset in one form: with a single class they cancel to the last bit.
-  return {(row.on_target + row.per_class * row.weight_sum) / sum, row.per_class,
-          row.on_target + row.per_class * target_weight};
+SOFTREG_INLINE F z_term_slope(F z_loss, F lse) {
+  return 2 * z_loss * lse;
+}
+
+// sum_c a_c for a label.
+template <typename F>
+SOFTREG_INLINE F coefficient_sum(RowCoefficients<F> row) {
+  return row.on_target + row.per_class * row.weight_sum;
+}
+
+template <typename F>
+SOFTREG_INLINE F target_offset(RowCoefficients<F> row, F target_weight) {
+  return row.on_target + row.per_class * target_weight;  // with a single class, coefficient_sum
+}
+
+// One row's gradient: (softmax_scale * exp(x_c - max) - offset_c) * upstream, where offset_c is
+// target_offset for the label and weight_scale * w_c for the others; with probabilities
+// weight_scale * a_c for all. The upstream gradient comes last, for then it multiplies the errors
+// of a difference, not those of its terms.
+template <typename F>
+struct RowGradient {
+  F softmax_scale = 0;
+  F weight_scale = 0;
+  F target_offset = 0;
+  F upstream = 0;
+};
+
+// With the gradient that flows into lse besides, which the upstream one must not multiply.
+template <typename F>
+SOFTREG_INLINE RowGradient<F> with_lse_gradient(RowGradient<F> row, F grad_lse, F sum) {
+  return {row.softmax_scale * row.upstream + grad_lse / sum, row.weight_scale * row.upstream,
+          row.target_offset * row.upstream, 1};
 }
 
 template <typename F>

@@ -1,5 +1,5 @@
 // What a value type must offer to the formulas of core/, here for plain float and double.
-// A SIMD vector brings the same functions along (cpu/vec.h).
+// A SIMD vector brings the same functions along (cpu/kernels_vec.h).
 #pragma once
 
 #include <math.h>
@@ -24,6 +24,9 @@ SOFTREG_INLINE double vexp(double x) { return exp(x); }
 
 SOFTREG_INLINE float vlog(float x) { return logf(x); }
 SOFTREG_INLINE double vlog(double x) { return log(x); }
+
+SOFTREG_INLINE float vtanh(float x) { return tanhf(x); }
+SOFTREG_INLINE double vtanh(double x) { return tanh(x); }
 
 template <typename F>
 SOFTREG_INLINE F zero_if_neg_inf(F x) {

@@ -62,6 +62,9 @@ class KernelInputs {
     rows_.rows = row_count(args.logits).expect_int();
     rows_.classes = args.logits.size(args.class_dim());
     rows_.label_smoothing = args.label_smoothing;
+    rows_.z_loss = static_cast<A>(args.z_loss);
+    rows_.transform = {static_cast<A>(args.logit_scale), static_cast<A>(args.softcap),
+                       !args.transforms_logits()};
     rows_.logits = fit(args.logits, logits_);
     rows_.labels = {nullptr, 0, 0, args.ignore_index};
     if (args.has_probabilities()) {
@@ -105,14 +108,16 @@ template <typename T>
 void forward_typed(const CrossEntropyArgs& args, const ForwardOutputs& outputs) {
   using A = Accumulator<T>;
   const KernelInputs<T> inputs(args);
-  const auto& [loss, lse, total_weight] = outputs;
-  A* lse_data = lse.mutable_data_ptr<A>();
-  T* loss_data = loss.mutable_data_ptr<T>();
+  A* state = outputs.state.mutable_data_ptr<A>();
+  T* loss = outputs.loss.mutable_data_ptr<T>();
   const bool per_row = args.reduction == Reduction::kNone;
   const int64_t rows = inputs.rows().rows, classes = inputs.rows().classes;
-  const ForwardArgs<T, A> kernel_args{inputs.rows(), lse_data, lse_data + rows,
-                                      args.has_probabilities() ? lse_data + 2 * rows : nullptr,
-                                      per_row ? loss_data : nullptr};
+  const ForwardArgs<T, A> kernel_args{inputs.rows(),
+                                      state,
+                                      state + rows,
+                                      args.has_probabilities() ? state + 2 * rows : nullptr,
+                                      args.return_lse ? outputs.lse.mutable_data_ptr<A>() : nullptr,
+                                      per_row ? loss : nullptr};
 
   const RowBlocks blocks(rows, classes, inputs.rows().logits.inner > 1);
   c10::SmallVector<ForwardTotals, 32> totals(blocks.count);
@@ -132,9 +137,9 @@ void forward_typed(const CrossEntropyArgs& args, const ForwardOutputs& outputs) 
   }
   const double sum = all.loss.total(), divisor = all.weight.total();
   if (!per_row) {
-    *loss_data = static_cast<T>(args.reduction == Reduction::kMean ? sum / divisor : sum);
+    *loss = static_cast<T>(args.reduction == Reduction::kMean ? sum / divisor : sum);
   }
-  *total_weight.mutable_data_ptr<double>() = divisor;
+  *outputs.total_weight.mutable_data_ptr<double>() = divisor;
 }
 
 bool is_expanded_scalar(const at::Tensor& tensor) {
@@ -147,14 +152,15 @@ void backward_typed(const CrossEntropyArgs& args, const CrossEntropyGradArgs& gr
                     const at::Tensor& grad_logits) {
   using A = Accumulator<T>;
   const KernelInputs<T> inputs(args);
-  const A* lse_data = grad.lse.const_data_ptr<A>();
+  const A* state = grad.state.const_data_ptr<A>();
   const int64_t rows = inputs.rows().rows, classes = inputs.rows().classes;
-  const bool per_row = grad.grad_output.dim() > 0;
+  const bool per_row = grad.grad_loss.dim() > 0;
   // One stride for all rows: loss.sum() sends an expanded scalar, others may need a copy.
-  const at::Tensor upstream = grad.grad_output.dim() > 1 && !is_expanded_scalar(grad.grad_output)
-                                  ? grad.grad_output.contiguous()
-                                  : grad.grad_output;
-  const T* grad_output = upstream.const_data_ptr<T>();
+  const at::Tensor upstream = grad.grad_loss.dim() > 1 && !is_expanded_scalar(grad.grad_loss)
+                                  ? grad.grad_loss.contiguous()
+                                  : grad.grad_loss;
+  const T* grad_loss = upstream.const_data_ptr<T>();
+  const at::Tensor grad_lse = grad.has_grad_lse() ? grad.grad_lse->contiguous() : at::Tensor();
   // Divided in double: one rounding, not three.
   const double divisor =
       args.reduction == Reduction::kMean ? *grad.total_weight.const_data_ptr<double>() : 1;
@@ -167,12 +173,13 @@ void backward_typed(const CrossEntropyArgs& args, const CrossEntropyGradArgs& gr
                          grad_logits.options().dtype(c10::CppTypeToScalarType<T>::value));
   const BackwardArgs<T, A> kernel_args{
       inputs.rows(),
-      lse_data,
-      lse_data + rows,
-      args.has_probabilities() ? lse_data + 2 * rows : nullptr,
-      per_row ? grad_output : nullptr,
+      state,
+      state + rows,
+      args.has_probabilities() ? state + 2 * rows : nullptr,
+      per_row ? grad_loss : nullptr,
       per_row ? upstream.stride(upstream.dim() - 1) : 0,
-      per_row ? A(0) : static_cast<A>(static_cast<double>(*grad_output) / divisor),
+      per_row ? A(0) : static_cast<A>(static_cast<double>(*grad_loss) / divisor),
+      grad_lse.defined() ? grad_lse.const_data_ptr<A>() : nullptr,
       row_matrix(*row_strides(written), written.mutable_data_ptr<T>())};
 
   std::atomic<int64_t> bad_row{kNoBadRow};

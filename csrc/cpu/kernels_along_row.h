@@ -30,6 +30,25 @@ SOFTREG_INLINE LogSumExp<A> chunk_log_sum_exp(const T* x, int64_t n) {
   return {max, fold_row<A>(x, n, 0, -INFINITY, add_exp, Sum())};
 }
 
+// A chunk of a row's logits, transformed.
+template <typename A>
+struct Staged {
+  alignas(64) A values[kChunk];
+
+  template <typename T>
+  const A* fill(const LogitTransform<A>& transform, const T* x, int64_t n) {
+    constexpr int64_t width = Vec<A>::size();
+    int64_t i = 0;
+    for (; i + width <= n; i += width) {
+      transform_logit(transform, load_vec(x + i)).value.store(values + i);
+    }
+    if (i < n) {
+      transform_logit(transform, load_part(x + i, n - i, A(0))).value.store(values + i);
+    }
+    return values;
+  }
+};
+
 // The coefficients of one row's log-probabilities, a vector at a time: a_c for a target of
 // probabilities, w_c for labels.
 template <typename T, typename A>
@@ -69,29 +88,43 @@ struct RowSums {
   CompensatedSum coefficient, logit;
 };
 
-// The second walk over a row, while it is in the cache: relative to the logsumexp nothing cancels.
-template <typename T, typename A>
-RowSums weighted_sums(const RowWeights<T, A>& weights, const T* logits, int64_t classes,
-                      A reference) {
+// Adds those of the classes [first, first + n), whose logits `x` holds.
+template <typename T, typename A, typename X>
+SOFTREG_INLINE void add_weighted(const RowWeights<T, A>& weights, const X* x, int64_t first,
+                                 int64_t n, A reference, RowSums& sums) {
   constexpr int64_t width = Vec<A>::size();
   const Vec<A> origin(reference);
+  const auto coefficient = [&](int64_t i) { return weights.whole(first + i * width); };
+  const auto weighted = [&](int64_t i) {
+    return coefficient(i) * (load_vec(x + i * width) - origin);
+  };
+  Vec<A> coefficients = fold_vectors(n / width, Vec<A>(0), coefficient, Sum(), Sum());
+  Vec<A> products = fold_vectors(n / width, Vec<A>(0), weighted, Sum(), Sum());
+  if (n % width != 0) {
+    const int64_t last = n / width * width;
+    const Vec<A> rest = weights.part(first + last, n - last);
+    coefficients = coefficients + rest;
+    products = products + rest * (load_part(x + last, n - last, reference) - origin);
+  }
+  sums.coefficient.add(fold_lanes(coefficients, Sum()));
+  sums.logit.add(fold_lanes(products, Sum()));
+}
+
+// The second walk over a row, while it is in the cache: relative to the logsumexp nothing cancels.
+template <typename T, typename A>
+RowSums weighted_sums(const CrossEntropyRows<T, A>& args, int64_t row, A reference,
+                      Staged<A>& staged) {
+  const RowWeights<T, A> weights(args, row);
+  const T* logits = args.logits.row(row);
   RowSums sums;
-  for (int64_t first = 0; first < classes; first += kWeightedChunk) {
-    const int64_t n = classes - first < kWeightedChunk ? classes - first : kWeightedChunk;
-    const auto coefficient = [&](int64_t i) { return weights.whole(first + i * width); };
-    const auto weighted = [&](int64_t i) {
-      return coefficient(i) * (load_vec(logits + first + i * width) - origin);
-    };
-    Vec<A> coefficients = fold_vectors(n / width, Vec<A>(0), coefficient, Sum(), Sum());
-    Vec<A> products = fold_vectors(n / width, Vec<A>(0), weighted, Sum(), Sum());
-    if (n % width != 0) {
-      const int64_t last = first + n / width * width;
-      const Vec<A> rest = weights.part(last, n % width);
-      coefficients = coefficients + rest;
-      products = products + rest * (load_part(logits + last, n % width, reference) - origin);
+  for (int64_t first = 0; first < args.classes; first += kWeightedChunk) {
+    const int64_t rest = args.classes - first, n = rest < kWeightedChunk ? rest : kWeightedChunk;
+    if (args.transform.is_identity) {
+      add_weighted(weights, logits + first, first, n, reference, sums);
+    } else {
+      add_weighted(weights, staged.fill(args.transform, logits + first, n), first, n, reference,
+                   sums);
     }
-    sums.coefficient.add(fold_lanes(coefficients, Sum()));
-    sums.logit.add(fold_lanes(products, Sum()));
   }
   return sums;
 }
@@ -99,9 +132,10 @@ RowSums weighted_sums(const RowWeights<T, A>& weights, const T* logits, int64_t 
 template <typename T, typename A>
 ForwardTotals forward_along_row(const ForwardArgs<T, A>& args, int64_t begin, int64_t end) {
   ForwardTotals totals;
+  Staged<A> staged;
   for (int64_t row = begin; row < end; ++row) {
     const RowTarget target(args, row, totals.bad_row);
-    if (!target.counts) {
+    if (!is_read(args, target)) {
       add_row(args, row, target, A(0), A(0), A(0), A(0), totals);
       continue;
     }
@@ -109,15 +143,17 @@ ForwardTotals forward_along_row(const ForwardArgs<T, A>& args, int64_t begin, in
     LogSumExp<A> state{-INFINITY, 0};
     for (int64_t first = 0; first < args.classes; first += kChunk) {
       const int64_t n = args.classes - first < kChunk ? args.classes - first : kChunk;
-      const LogSumExp<A> chunk = chunk_log_sum_exp<A>(logits + first, n);
+      const LogSumExp<A> chunk =
+          args.transform.is_identity
+              ? chunk_log_sum_exp<A>(logits + first, n)
+              : chunk_log_sum_exp<A>(staged.fill(args.transform, logits + first, n), n);
       state = first == 0 ? chunk : merge(state, chunk);
     }
     const A max = shift(state.max), log_sum = vlog(state.sum);
     double weighted_nll = 0;
     if (args.all_classes_count()) {
       const A reference = reference_near(state);
-      const RowSums sums =
-          weighted_sums(RowWeights<T, A>(args, row), logits, args.classes, reference);
+      const RowSums sums = weighted_sums(args, row, reference, staged);
       weighted_nll = weighted_negative_log_likelihood<double>(
           sums.coefficient.total(), log_sum + (max - reference), sums.logit.total());
       if (args.has_probabilities()) {
@@ -129,44 +165,59 @@ ForwardTotals forward_along_row(const ForwardArgs<T, A>& args, int64_t begin, in
   return totals;
 }
 
-template <typename T, typename A>
-int64_t backward_along_row(const BackwardArgs<T, A>& args, int64_t begin, int64_t end) {
+template <bool kTransformed, typename T, typename A>
+SOFTREG_INLINE void backward_row(const BackwardArgs<T, A>& args, int64_t row, RowTarget target) {
   constexpr int64_t width = Vec<A>::size();
-  int64_t bad_row = kNoBadRow;
+  const T* logits = args.logits.row(row);
+  T* grad = args.grad_logits.row(row);
+  const A max = args.row_max[row];
+  const RowGradient<A> gradient = row_gradient(args, row, target);
+  const RowWeights<T, A> weights(args, row);
   // Off the target, coefficients matter for probabilities and for smoothed labels only.
   const bool weighted = args.has_probabilities() || (args.all_classes_count() && args.weight);
-  for (int64_t row = begin; row < end; ++row) {
-    const T* logits = args.logits.row(row);
-    T* grad = args.grad_logits.row(row);
-    const RowTarget target(args, row, bad_row);
-    if (!target.counts) {
-      __builtin_memset(static_cast<void*>(grad), 0, args.classes * sizeof(T));
-      continue;
-    }
-    const A max = args.row_max[row];
-    const A upstream = upstream_gradient(args, row);
-    const RowGradient<A> gradient = row_gradient(args, row, target);
-    const RowWeights<T, A> weights(args, row);
-    const auto of_class = [&](auto logit, auto offset) {
-      using F = decltype(logit);
-      return logit_gradient(logit - F(max), F(gradient.softmax_scale), offset, F(upstream));
+  const auto of_class = [&](Vec<A> logit, Vec<A> offset) {
+    const auto of = [&](Vec<A> x) {
+      return logit_gradient(x - Vec<A>(max), Vec<A>(gradient.softmax_scale), offset,
+                            Vec<A>(gradient.upstream));
     };
-    const Vec<A> scale(gradient.weight_scale);
-    int64_t c = 0;
-    for (; c + width <= args.classes; c += width) {
-      store_vec(grad + c,
-                of_class(load_vec(logits + c), weighted ? scale * weights.whole(c) : scale));
+    if constexpr (kTransformed) {
+      const TransformedLogit<Vec<A>> y = transform_logit(args.transform, logit);
+      return of(y.value) * y.slope;
+    } else {
+      return of(logit);
     }
-    if (c < args.classes) {
-      const int64_t n = args.classes - c;
-      store_part(
-          grad + c, n,
-          of_class(load_part(logits + c, n, A(0)), weighted ? scale * weights.part(c, n) : scale));
-    }
-    if (!args.has_probabilities()) {
-      // Anew from the logit, so that a half type is rounded once.
-      grad[target.label] =
-          static_cast<T>(of_class(static_cast<A>(logits[target.label]), gradient.target_offset));
+  };
+  const Vec<A> scale(gradient.weight_scale);
+  int64_t c = 0;
+  for (; c + width <= args.classes; c += width) {
+    store_vec(grad + c,
+              of_class(load_vec(logits + c), weighted ? scale * weights.whole(c) : scale));
+  }
+  if (c < args.classes) {
+    const int64_t n = args.classes - c;
+    store_part(
+        grad + c, n,
+        of_class(load_part(logits + c, n, A(0)), weighted ? scale * weights.part(c, n) : scale));
+  }
+  if (target.label >= 0 && target.counts) {
+    // Anew from the logit, so that a half type is rounded once.
+    const Vec<A> logit(static_cast<A>(logits[target.label]));
+    store_part(grad + target.label, 1, of_class(logit, Vec<A>(gradient.target_offset)));
+  }
+}
+
+template <typename T, typename A>
+int64_t backward_along_row(const BackwardArgs<T, A>& args, int64_t begin, int64_t end) {
+  int64_t bad_row = kNoBadRow;
+  for (int64_t row = begin; row < end; ++row) {
+    const RowTarget target(args, row, bad_row);
+    if (!is_read(args, target)) {
+      T* grad = args.grad_logits.row(row);
+      __builtin_memset(static_cast<void*>(grad), 0, args.classes * sizeof(T));
+    } else if (args.transform.is_identity) {
+      backward_row<false>(args, row, target);
+    } else {
+      backward_row<true>(args, row, target);
     }
   }
   return bad_row;

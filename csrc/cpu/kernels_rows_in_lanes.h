@@ -61,6 +61,23 @@ struct Tile {
   }
 };
 
+// Logits, transformed, and where `slopes` is given the slopes of that.
+template <typename T, typename A>
+SOFTREG_INLINE void load_logits(Tile<A>& tile, Tile<A>* slopes, const CrossEntropyRows<T, A>& args,
+                                int64_t row, int64_t count, int64_t first, int64_t n) {
+  tile.load(args.logits, row, count, first, n);
+  if (args.transform.is_identity) {
+    return;
+  }
+  for (int64_t c = 0; c < n; ++c) {
+    const TransformedLogit<Vec<A>> y = transform_logit(args.transform, tile[c]);
+    tile.set(c, y.value);
+    if (slopes) {
+      slopes->set(c, y.slope);
+    }
+  }
+}
+
 template <typename A>
 struct LaneValues {
   A values[Vec<A>::size()];
@@ -97,7 +114,7 @@ SOFTREG_INLINE LaneSums<A> weighted_sums(const CrossEntropyRows<T, A>& args, int
   LaneSums<A> sums;
   const Vec<A> on(on_target(args)), per(per_class(args));
   for_each_tile(args.classes, [&](int64_t first, int64_t n) {
-    tile.load(args.logits, row, count, first, n);
+    load_logits<T, A>(tile, nullptr, args, row, count, first, n);
     if (args.has_probabilities()) {
       coefficients.load(args.probabilities, row, count, first, n);
     }
@@ -124,7 +141,7 @@ ForwardTotals forward_rows_in_lanes(const ForwardArgs<T, A>& args, int64_t begin
     count = lanes_from(args, row, end);
     LogSumExp<Vec<A>> state{Vec<A>(-INFINITY), Vec<A>(0)};
     for_each_tile(args.classes, [&](int64_t first, int64_t n) {
-      tile.load(args.logits, row, count, first, n);
+      load_logits<T, A>(tile, nullptr, args, row, count, first, n);
       const auto logit = [&](int64_t c) { return tile[c]; };
       const Vec<A> max = fold_vectors(n, Vec<A>(-INFINITY), logit, Max(), Max());
       const Vec<A> common = shift(max);
@@ -156,13 +173,13 @@ ForwardTotals forward_rows_in_lanes(const ForwardArgs<T, A>& args, int64_t begin
   return totals;
 }
 
-// RowGradient and upstream gradient of each lane, all 0 where none flows.
+// RowGradient of each lane, all 0 where none flows.
 template <typename A>
 struct LaneGradients {
   static constexpr int64_t kRows = Vec<A>::size();
   int64_t label[kRows];
-  A counts[kRows] = {}, upstream[kRows] = {}, softmax_scale[kRows] = {}, weight_scale[kRows] = {},
-    target_offset[kRows] = {};
+  A flows[kRows] = {}, softmax_scale[kRows] = {}, weight_scale[kRows] = {},
+    target_offset[kRows] = {}, upstream[kRows] = {};
 
   template <typename T>
   LaneGradients(const BackwardArgs<T, A>& args, int64_t row, int64_t count, int64_t& bad_row) {
@@ -171,14 +188,14 @@ struct LaneGradients {
     }
     for (int64_t lane = 0; lane < count; ++lane) {
       const RowTarget target(args, row + lane, bad_row);
-      if (target.counts) {
+      if (is_read(args, target)) {
         const RowGradient<A> gradient = row_gradient(args, row + lane, target);
-        counts[lane] = 1;
-        upstream[lane] = upstream_gradient(args, row + lane);
-        label[lane] = target.label;
+        flows[lane] = 1;
+        label[lane] = target.counts ? target.label : -1;
         softmax_scale[lane] = gradient.softmax_scale;
         weight_scale[lane] = gradient.weight_scale;
         target_offset[lane] = gradient.target_offset;
+        upstream[lane] = gradient.upstream;
       }
     }
   }
@@ -196,21 +213,21 @@ struct LaneGradients {
 template <typename T, typename A>
 int64_t backward_rows_in_lanes(const BackwardArgs<T, A>& args, int64_t begin, int64_t end) {
   int64_t bad_row = kNoBadRow;
-  Tile<A> tile, target_tile;
+  Tile<A> tile, slopes, target_tile;
   const bool probabilities = args.has_probabilities();
   const Vec<A> on(on_target(args)), per(per_class(args));
   int64_t count;
   for (int64_t row = begin; row < end; row += count) {
     count = args.grad_logits.rows_in_sample(row, lanes_from(args, row, end));
     const LaneGradients<A> gradients(args, row, count, bad_row);
-    const Vec<A> counts = Vec<A>::loadu(gradients.counts) == Vec<A>(1);
+    const Vec<A> flows = Vec<A>::loadu(gradients.flows) == Vec<A>(1);
     const Vec<A> upstream = Vec<A>::loadu(gradients.upstream);
     const Vec<A> scale = Vec<A>::loadu(gradients.softmax_scale);
     const Vec<A> elsewhere = Vec<A>::loadu(gradients.weight_scale);
     const Vec<A> at_label = Vec<A>::loadu(gradients.target_offset);
     const Vec<A> max = load_part(args.row_max + row, count, A(0));
     for_each_tile(args.classes, [&](int64_t first, int64_t n) {
-      tile.load(args.logits, row, count, first, n);
+      load_logits<T, A>(tile, &slopes, args, row, count, first, n);
       if (probabilities) {
         target_tile.load(args.probabilities, row, count, first, n);
       }
@@ -221,9 +238,12 @@ int64_t backward_rows_in_lanes(const BackwardArgs<T, A>& args, int64_t begin, in
             probabilities
                 ? elsewhere * probability_coefficient(weight, target_tile[c], on, per)
                 : Vec<A>::blendv(elsewhere * weight, at_label, label == Vec<A>(static_cast<A>(c)));
-        const Vec<A> grad = logit_gradient(tile[c] - max, scale, offset, upstream);
+        Vec<A> grad = logit_gradient(tile[c] - max, scale, offset, upstream);
+        if (!args.transform.is_identity) {
+          grad = grad * slopes[c];
+        }
         // Not a product with 0: an ignored row may hold NaN.
-        tile.set(c, Vec<A>::blendv(Vec<A>(0), grad, counts));
+        tile.set(c, Vec<A>::blendv(Vec<A>(0), grad, flows));
       }
       tile.store(args.grad_logits, row, count, first, n);
     });

@@ -1,6 +1,8 @@
 // What a row's target says: scalar work, once a row. Included by the kernels alone.
 #pragma once
 
+#include "cpu/kernels_vec.h"
+// after the vectors, whose overloads the formulas call
 #include "core/cross_entropy.h"
 #include "kernel_args.h"
 
@@ -49,38 +51,78 @@ SOFTREG_INLINE RowCoefficients<A> row_coefficients(const CrossEntropyRows<T, A>&
   return {on_target(args) * class_weight(args, label), per_class(args), args.weight_sum};
 }
 
-template <typename T, typename A>
-SOFTREG_INLINE A upstream_gradient(const BackwardArgs<T, A>& args, int64_t row) {
-  return args.grad_output ? static_cast<A>(args.grad_output[row * args.grad_output_stride])
-                          : args.grad_reduced;
-}
-
+// The row's gradient, with what flows into it through the loss (where the row counts) and through
+// lse (always).
 template <typename T, typename A>
 SOFTREG_INLINE RowGradient<A> row_gradient(const BackwardArgs<T, A>& args, int64_t row,
                                            RowTarget target) {
-  if (args.has_probabilities()) {
-    return {args.coefficient_sum[row] / args.sum[row], A(1), A(0)};
+  RowGradient<A> gradient;
+  const A sum = args.sum[row];
+  if (target.counts) {
+    A on_softmax = 0;
+    if (args.has_probabilities()) {
+      on_softmax = args.coefficient_sum[row];
+      gradient.weight_scale = 1;
+    } else {
+      const RowCoefficients<A> of_row = row_coefficients(args, target.label);
+      on_softmax = coefficient_sum(of_row);
+      gradient.weight_scale = of_row.per_class;
+      gradient.target_offset = target_offset(of_row, class_weight(args, target.label));
+    }
+    if (args.z_loss != 0) {
+      on_softmax += z_term_slope(args.z_loss, args.row_max[row] + vlog(sum));
+    }
+    gradient.softmax_scale = on_softmax / sum;
+    gradient.upstream = args.grad_loss ? static_cast<A>(args.grad_loss[row * args.grad_loss_stride])
+                                       : args.grad_reduced;
   }
-  return row_gradient(row_coefficients(args, target.label), class_weight(args, target.label),
-                      args.sum[row]);
+  return args.grad_lse ? with_lse_gradient(gradient, args.grad_lse[row], sum) : gradient;
 }
 
-// Ends one row of the forward pass. `logit` is the label's, or anything where there is none;
-// `weighted_nll` is sum_c a_c (lse - x_c) with probabilities, else what the smoothing asks for.
+// Whether a row's logits are read, forward; backward, whether a gradient flows into them. Not where
+// the row is ignored, unless lse is asked for.
+template <typename T, typename A>
+SOFTREG_INLINE bool is_read(const ForwardArgs<T, A>& args, RowTarget target) {
+  return target.counts || args.lse;
+}
+
+template <typename T, typename A>
+SOFTREG_INLINE bool is_read(const BackwardArgs<T, A>& args, RowTarget target) {
+  return target.counts || args.grad_lse;
+}
+
+// As the vectors are: another tanh than theirs could put a label's logit above the row's maximum.
+template <typename A>
+SOFTREG_INLINE A transform_one(const LogitTransform<A>& transform, A logit) {
+  A lanes[Vec<A>::size()];
+  transform_logit(transform, Vec<A>(logit)).value.store(lanes);
+  return transform.is_identity ? logit : lanes[0];
+}
+
+// Ends one row of the forward pass. `weighted_nll` is sum_c a_c (lse - x_c) with probabilities,
+// else what the smoothing asks for.
 template <typename T, typename A>
 SOFTREG_INLINE void add_row(const ForwardArgs<T, A>& args, int64_t row, RowTarget target, A max,
                             A sum, A log_sum, A weighted_nll, ForwardTotals& totals) {
   args.row_max[row] = max;
   args.sum[row] = sum;
+  if (args.lse) {
+    args.lse[row] = max + log_sum;
+  }
   A loss = 0;
   if (args.has_probabilities()) {
     loss = weighted_nll;
     totals.weight.add(1);
   } else if (target.counts) {
-    const A logit = static_cast<A>(args.logits.row(row)[target.label * args.logits.class_stride]);
+    const A logit = transform_one(
+        args.transform,
+        static_cast<A>(args.logits.row(row)[target.label * args.logits.class_stride]));
     loss = row_loss(row_coefficients(args, target.label),
                     negative_log_likelihood(log_sum, logit - max), weighted_nll);
     totals.weight.add(class_weight(args, target.label));
+  }
+  if (args.z_loss != 0 && target.counts) {
+    loss += z_term(args.z_loss, max + log_sum);
   }
   totals.loss.add(loss);
   if (args.loss) {

@@ -29,6 +29,11 @@ SOFTREG_INLINE Vec<A> vlog(Vec<A> x) {
   return x.log();
 }
 
+template <typename A>
+SOFTREG_INLINE Vec<A> vtanh(Vec<A> x) {
+  return x.tanh();
+}
+
 SOFTREG_INLINE Vec<float> mul_add(Vec<float> a, Vec<float> b, Vec<float> c) {
   return at::vec::fmadd(a, b, c);
 }
@@ -57,6 +62,7 @@ SOFTREG_INLINE Vec<float> power_of_two(Vec<float> biased) {
 }  // namespace softreg
 
 #include "core/exp.h"
+#include "core/logit_transform.h"
 
 namespace softreg {
 

@@ -1,0 +1,37 @@
+// What a logit may go through before the softmax, for the host compiler and nvcc alike:
+//
+//   y = cap tanh(scale x / cap), or y = scale x without a cap
+//
+// (soft capping as in Gemma 2, 2024). Found by overload for a value F: vtanh.
+#pragma once
+
+#include "value.h"
+
+namespace softreg {
+
+template <typename A>
+struct LogitTransform {
+  A scale = 1;
+  A cap = INFINITY;
+  bool is_identity = true;
+
+  SOFTREG_INLINE bool is_capped() const { return cap != static_cast<A>(INFINITY); }
+};
+
+// y and dy / dx. The slope comes from tanh itself: from y it would be two roundings further away.
+template <typename F>
+struct TransformedLogit {
+  F value, slope;
+};
+
+template <typename F, typename A>
+SOFTREG_INLINE TransformedLogit<F> transform_logit(const LogitTransform<A>& transform, F logit) {
+  const F scale(transform.scale);
+  if (!transform.is_capped()) {
+    return {scale * logit, scale};
+  }
+  const F t = vtanh(F(transform.scale / transform.cap) * logit);
+  return {F(transform.cap) * t, scale * ((F(1) - t) * (F(1) + t))};
+}
+
+}  // namespace softreg
