@@ -5,6 +5,7 @@ from . import _extension
 __version__ = _extension.BUILD.version
 
 from . import data, training
+from .adoption import patch, unpatch
 from .functional import cross_entropy
 from .loss import CrossEntropyLoss
 from .model import SoftmaxRegression
@@ -15,5 +16,7 @@ __all__ = [
     "__version__",
     "cross_entropy",
     "data",
+    "patch",
     "training",
+    "unpatch",
 ]

@@ -1,0 +1,219 @@
+"""`patch` puts the fused op behind PyTorch's names, and takes it away again."""
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import softreg_ext
+
+ORIGINAL = F.cross_entropy
+LOGITS, TARGET = torch.randn(6, 40), torch.tensor([0, 1, 2, -100, 4, 39])
+
+
+@pytest.fixture(autouse=True)
+def unpatched() -> Iterator[None]:
+    yield
+    softreg_ext.unpatch()
+    assert F.cross_entropy is ORIGINAL
+
+
+class Calls(TorchDispatchMode):
+    """The names of the ops that ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def is_fused(*args: Any, **kwargs: Any) -> bool:
+    with Calls() as calls:
+        F.cross_entropy(*args, **kwargs)
+    return any("softreg_ext" in name for name in calls.names)
+
+
+def test_function_and_module() -> None:
+    expected = nn.CrossEntropyLoss(label_smoothing=0.1)(LOGITS, TARGET)
+    assert not is_fused(LOGITS, TARGET)
+    with softreg_ext.patch():
+        assert is_fused(LOGITS, TARGET)
+        with Calls() as calls:
+            loss = nn.CrossEntropyLoss(label_smoothing=0.1)(LOGITS, TARGET)
+        assert any("softreg_ext" in name for name in calls.names)
+    assert not is_fused(LOGITS, TARGET)
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.filterwarnings("ignore:size_average and reduce:UserWarning")
+def test_positions_of_the_arguments() -> None:
+    weight = torch.rand(40)
+    arguments = (LOGITS, TARGET.where(TARGET >= 0, 4), weight, None, 4, None, "sum", 0.2)
+    expected = F.cross_entropy(*arguments)
+    legacy = F.cross_entropy(LOGITS, TARGET, weight, False)
+    with softreg_ext.patch():
+        assert is_fused(*arguments)
+        torch.testing.assert_close(F.cross_entropy(*arguments), expected)
+        torch.testing.assert_close(F.cross_entropy(LOGITS, TARGET, weight, False), legacy)
+
+
+class Tagged(Tensor):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        ((LOGITS.to("meta"), TARGET.to("meta")), {}),
+        ((LOGITS, TARGET), {"label_smoothing": -0.1}),
+        ((LOGITS.as_subclass(Tagged), TARGET), {}),
+        ((LOGITS, LOGITS.softmax(1)), {"weight": torch.rand(40, requires_grad=True)}),
+    ],
+    ids=["meta", "negative smoothing", "subclass", "weight requires grad"],
+)
+def test_falls_back(arguments: Any, options: dict[str, Any]) -> None:
+    expected = F.cross_entropy(*arguments, **options)
+    with softreg_ext.patch():
+        assert not is_fused(*arguments, **options)
+        loss = F.cross_entropy(*arguments, **options)
+    assert (type(loss), loss.shape) == (type(expected), expected.shape)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (LOGITS, TARGET.int()),
+        (LOGITS.long(), TARGET),
+        (LOGITS, TARGET[:5]),
+        (LOGITS, TARGET + 1),
+        (LOGITS, [1, 2]),
+        (LOGITS, LOGITS, torch.ones(7)),
+    ],
+    ids=["int32 labels", "integer logits", "batch", "label", "list", "weight"],
+)
+def test_same_refusals(arguments: Any) -> None:
+    with pytest.raises(Exception) as expected:
+        F.cross_entropy(*arguments)
+    with softreg_ext.patch(), pytest.raises(expected.type):
+        F.cross_entropy(*arguments)
+
+
+def test_undone_exactly() -> None:
+    softreg_ext.patch()
+    softreg_ext.patch()
+    assert F.cross_entropy.__name__ == "cross_entropy" and F.cross_entropy is not ORIGINAL
+    softreg_ext.unpatch()
+    assert F.cross_entropy is ORIGINAL
+    softreg_ext.unpatch()
+    assert F.cross_entropy is ORIGINAL
+
+
+def test_blocks_nest() -> None:
+    with softreg_ext.patch():
+        with softreg_ext.patch():
+            pass
+        assert is_fused(LOGITS, TARGET)
+    assert F.cross_entropy is ORIGINAL
+    with pytest.raises(ZeroDivisionError), softreg_ext.patch():
+        raise ZeroDivisionError
+    assert F.cross_entropy is ORIGINAL
+    softreg_ext.patch()
+    with softreg_ext.patch():
+        pass
+    assert is_fused(LOGITS, TARGET)
+
+
+def test_blocks_overlap_in_threads() -> None:
+    inside, leave = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with softreg_ext.patch():
+            inside.set()
+            leave.wait(30)
+
+    thread = threading.Thread(target=other)
+    with softreg_ext.patch():
+        thread.start()
+        assert inside.wait(30)
+    assert is_fused(LOGITS, TARGET)
+    leave.set()
+    thread.join(30)
+    assert F.cross_entropy is ORIGINAL
+
+
+def test_a_name_taken_meanwhile() -> None:
+    with softreg_ext.patch():
+        taken = F.cross_entropy
+    with Calls() as calls:
+        torch.testing.assert_close(taken(LOGITS, TARGET), F.cross_entropy(LOGITS, TARGET))
+    assert not any("softreg_ext" in name for name in calls.names)
+
+
+def test_what_others_put_there_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    def theirs(*args: Any, **kwargs: Any) -> Tensor:
+        return args[0].sum()
+
+    with softreg_ext.patch():
+        monkeypatch.setattr(F, "cross_entropy", theirs)
+    assert F.cross_entropy is theirs
+    monkeypatch.setattr(F, "cross_entropy", ORIGINAL)
+
+
+@pytest.mark.filterwarnings("ignore")  # the tracer warns of its own insides
+def test_compiled() -> None:
+    torch._dynamo.reset()
+    expected = F.cross_entropy(LOGITS, TARGET)
+    with softreg_ext.patch():
+        step = torch.compile(
+            lambda x: nn.CrossEntropyLoss()(x, TARGET), backend="eager", fullgraph=True
+        )
+        with torch.profiler.profile() as profile:
+            loss = step(LOGITS)
+    assert "softreg_ext::cross_entropy_forward" in {event.key for event in profile.key_averages()}
+    torch.testing.assert_close(loss, expected)
+
+
+def train_language_model() -> list[float]:
+    """Losses of a small causal language model on made-up tokens."""
+    transformers = pytest.importorskip("transformers", reason="the test extra brings it")
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=199,
+        n_positions=16,
+        n_embd=32,
+        n_layer=2,
+        n_head=2,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    model = transformers.GPT2LMHeadModel(config).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    tokens = torch.randint(199, (4, 16))
+    losses = []
+    for _ in range(5):
+        torch.manual_seed(1)  # equal dropout
+        loss = model(input_ids=tokens, labels=tokens).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.filterwarnings("ignore")  # transformers' own
+def test_language_model() -> None:
+    expected = train_language_model()
+    with softreg_ext.patch(), torch.profiler.profile() as profile:
+        losses = train_language_model()
+    names = {event.key for event in profile.key_averages()}
+    assert {"softreg_ext::cross_entropy_forward", "softreg_ext::cross_entropy_backward"} <= names
+    assert losses[-1] < losses[0]
+    assert losses == pytest.approx(expected, rel=1e-5)
