@@ -13,6 +13,10 @@ namespace softreg {
 
 enum class Reduction : int64_t { kNone = 0, kMean = 1, kSum = 2 };
 
+// A soft cap that changes nothing. None in the schemas, for JSON, in which programs are packaged,
+// has no infinity.
+constexpr double kNoCap = std::numeric_limits<double>::infinity();
+
 // What the schemas list after the tensors.
 struct CrossEntropyOptions {
   Reduction reduction;
@@ -20,10 +24,12 @@ struct CrossEntropyOptions {
   double label_smoothing;
   double z_loss;
   double logit_scale;
-  double softcap;  // infinite: none
+  double softcap;
 
-  bool transforms_logits() const {
-    return logit_scale != 1 || softcap != std::numeric_limits<double>::infinity();
+  bool caps_logits() const { return softcap != kNoCap; }
+  bool transforms_logits() const { return logit_scale != 1 || caps_logits(); }
+  std::optional<double> optional_softcap() const {
+    return caps_logits() ? std::make_optional(softcap) : std::nullopt;
   }
 };
 
@@ -75,13 +81,10 @@ template <ForwardImplementation implementation>
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward_entry(
     const at::Tensor& logits, const at::Tensor& target, const std::optional<at::Tensor>& weight,
     int64_t reduction, int64_t ignore_index, double label_smoothing, double z_loss,
-    double logit_scale, double softcap, bool return_lse) {
-  const CrossEntropyOptions options{static_cast<Reduction>(reduction),
-                                    ignore_index,
-                                    label_smoothing,
-                                    z_loss,
-                                    logit_scale,
-                                    softcap};
+    double logit_scale, std::optional<double> softcap, bool return_lse) {
+  const CrossEntropyOptions options{
+      static_cast<Reduction>(reduction), ignore_index, label_smoothing, z_loss, logit_scale,
+      softcap.value_or(kNoCap)};
   const ForwardOutputs out = implementation({options, logits, target, weight, return_lse});
   return {out.loss, out.lse, out.state, out.total_weight};
 }
@@ -92,13 +95,10 @@ at::Tensor backward_entry(const at::Tensor& grad_loss, const std::optional<at::T
                           const at::Tensor& state, const at::Tensor& total_weight,
                           const std::optional<at::Tensor>& weight, int64_t reduction,
                           int64_t ignore_index, double label_smoothing, double z_loss,
-                          double logit_scale, double softcap) {
-  const CrossEntropyOptions options{static_cast<Reduction>(reduction),
-                                    ignore_index,
-                                    label_smoothing,
-                                    z_loss,
-                                    logit_scale,
-                                    softcap};
+                          double logit_scale, std::optional<double> softcap) {
+  const CrossEntropyOptions options{
+      static_cast<Reduction>(reduction), ignore_index, label_smoothing, z_loss, logit_scale,
+      softcap.value_or(kNoCap)};
   return implementation({options, logits, target, weight},
                         {grad_loss, grad_lse, state, total_weight});
 }

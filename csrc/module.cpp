@@ -18,12 +18,12 @@ namespace {
 pybind11::object cross_entropy(const at::Tensor& input, const at::Tensor& target,
                                const std::optional<at::Tensor>& weight, int64_t reduction,
                                int64_t ignore_index, double label_smoothing, double z_loss,
-                               double logit_scale, double softcap, bool return_lse) {
+                               double logit_scale, std::optional<double> softcap, bool return_lse) {
   ForwardOutputs out;
   {
     const pybind11::gil_scoped_release no_gil;
     out = cross_entropy_forward({{static_cast<Reduction>(reduction), ignore_index, label_smoothing,
-                                  z_loss, logit_scale, softcap},
+                                  z_loss, logit_scale, softcap.value_or(kNoCap)},
                                  input,
                                  target,
                                  weight,

@@ -21,8 +21,8 @@ ForwardOutputs cross_entropy_forward(const CrossEntropyArgs& args) {
   static const auto op = find_op<ForwardSchema>("softreg_ext::cross_entropy_forward");
   auto [loss, lse, state, total_weight] =
       op.call(args.logits, args.target, args.weight, static_cast<int64_t>(args.reduction),
-              args.ignore_index, args.label_smoothing, args.z_loss, args.logit_scale, args.softcap,
-              args.return_lse);
+              args.ignore_index, args.label_smoothing, args.z_loss, args.logit_scale,
+              args.optional_softcap(), args.return_lse);
   return {std::move(loss), std::move(lse), std::move(state), std::move(total_weight)};
 }
 
@@ -31,19 +31,19 @@ at::Tensor cross_entropy_backward(const CrossEntropyArgs& args, const CrossEntro
   return op.call(grad.grad_loss, grad.grad_lse, args.logits, args.target, grad.state,
                  grad.total_weight, args.weight, static_cast<int64_t>(args.reduction),
                  args.ignore_index, args.label_smoothing, args.z_loss, args.logit_scale,
-                 args.softcap);
+                 args.optional_softcap());
 }
 
 TORCH_LIBRARY(softreg_ext, m) {
   m.def(
       "cross_entropy_forward(Tensor input, Tensor target, Tensor? weight, int reduction, "
-      "int ignore_index, float label_smoothing, float z_loss, float logit_scale, float softcap, "
+      "int ignore_index, float label_smoothing, float z_loss, float logit_scale, float? softcap, "
       "bool return_lse) -> (Tensor loss, Tensor lse, Tensor state, Tensor total_weight)",
       {at::Tag::pt2_compliant_tag});
   m.def(
       "cross_entropy_backward(Tensor grad_loss, Tensor? grad_lse, Tensor input, Tensor target, "
       "Tensor state, Tensor total_weight, Tensor? weight, int reduction, int ignore_index, "
-      "float label_smoothing, float z_loss, float logit_scale, float softcap) -> Tensor",
+      "float label_smoothing, float z_loss, float logit_scale, float? softcap) -> Tensor",
       {at::Tag::pt2_compliant_tag});
 }
 

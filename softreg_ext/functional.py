@@ -1,6 +1,5 @@
 """The loss as a function."""
 
-import math
 from typing import Literal, NoReturn, overload
 
 import torch
@@ -131,17 +130,16 @@ def cross_entropy(
         raise ValueError(
             f"cross_entropy: reduction must be 'none', 'mean' or 'sum', but got {reduction!r}"
         ) from None
-    options = (ignore_index, label_smoothing, z_loss, logit_scale)
-    cap = math.inf if softcap is None else softcap
+    options = (ignore_index, label_smoothing, z_loss, logit_scale, softcap, return_lse)
     if torch.compiler.is_compiling():
         # A graph holds the dispatcher's op; the pybind11 entry is opaque to the tracer.
         loss, lse, *_ = torch.ops.softreg_ext.cross_entropy_forward(
-            input, target, weight, reduction_code, *options, cap, return_lse
+            input, target, weight, reduction_code, *options
         )
         return (loss, lse) if return_lse else loss
     try:
         return _C.cross_entropy(  # type: ignore[no-any-return]
-            input, target, weight, reduction_code, *options, cap, return_lse
+            input, target, weight, reduction_code, *options
         )
     except TypeError:
         _raise_type_error(

@@ -209,7 +209,7 @@ def test_fused(options: dict[str, Any]) -> None:
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_opcheck() -> None:
     logits, target = inputs(40)
-    for cap, return_lse in itertools.product([2.0, math.inf], [False, True]):
+    for cap, return_lse in itertools.product([2.0, None], [False, True]):
         tail = (None, 1, -100, 0.1, 0.01, 0.5, cap)
         forward, backward = OPS.cross_entropy_forward.default, OPS.cross_entropy_backward.default
         results = opcheck(forward, (logits.clone().requires_grad_(), target, *tail, return_lse))

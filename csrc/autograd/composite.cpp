@@ -13,7 +13,6 @@
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/stack.h>
 
-#include <cmath>
 #include <vector>
 
 #include "checks.h"
@@ -65,12 +64,12 @@ struct Coefficients {
 // The logits in the accumulator's dtype, transformed as in core/logit_transform.h; and dy / dx.
 at::Tensor transformed(const CrossEntropyArgs& args, const at::Tensor& logits) {
   const at::Tensor scaled = logits.to(accumulator_type(args.result_type())) * args.logit_scale;
-  return std::isinf(args.softcap) ? scaled : args.softcap * (scaled / args.softcap).tanh();
+  return args.caps_logits() ? args.softcap * (scaled / args.softcap).tanh() : scaled;
 }
 
 at::Tensor slope_of(const CrossEntropyArgs& args, const at::Tensor& y) {
   const at::Tensor uncapped = at::scalar_tensor(args.logit_scale, y.options());
-  return std::isinf(args.softcap) ? uncapped : uncapped * (1 - (y / args.softcap).square());
+  return args.caps_logits() ? uncapped * (1 - (y / args.softcap).square()) : uncapped;
 }
 
 // grad_loss, shaped to meet the logits and divided for the mean.

@@ -1,0 +1,201 @@
+"""What may go on around a call: checkpoints, threads, forks, modes, compiled and packaged code."""
+
+import multiprocessing
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+import softreg_ext
+
+FORWARD = torch.ops.softreg_ext.cross_entropy_forward.default
+BACKWARD = torch.ops.softreg_ext.cross_entropy_backward.default
+
+
+def inputs(rows: int = 6, classes: int = 40) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(rows)
+    logits = torch.randn(rows, classes, generator=generator)
+    return logits, torch.arange(rows) % classes
+
+
+def gradient(logits: Tensor, target: Tensor) -> Tensor:
+    leaf = logits.clone().requires_grad_()
+    softreg_ext.cross_entropy(leaf, target).backward()
+    assert leaf.grad is not None
+    return leaf.grad
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpoint(use_reentrant: bool) -> None:
+    logits, target = inputs()
+    leaf = logits.clone().requires_grad_()
+
+    def half(x: Tensor) -> Tensor:
+        return softreg_ext.cross_entropy(x.tanh(), target)
+
+    checkpoint(half, leaf, use_reentrant=use_reentrant).backward()
+    plain = logits.clone().requires_grad_()
+    half(plain).backward()
+    assert plain.grad is not None and torch.equal(leaf.grad, plain.grad)
+
+
+def test_gradients_add_up_over_two_backwards() -> None:
+    logits, target = inputs()
+    leaf = logits.clone().requires_grad_()
+    loss = softreg_ext.cross_entropy(leaf, target)
+    loss.backward(retain_graph=True)
+    loss.backward()
+    assert leaf.grad is not None and torch.equal(leaf.grad, 2 * gradient(logits, target))
+
+
+def test_threads() -> None:
+    """As DataParallel's replicas: a call and its backward in each of several threads."""
+    cases = [inputs(rows, classes) for rows in (3, 64, 700) for classes in (10, 1000)]
+    expected = [gradient(*case) for case in cases]
+    found: list[list[Tensor]] = [[] for _ in cases]
+
+    def work(number: int) -> None:
+        for _ in range(10):
+            found[number].append(gradient(*cases[number]))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(len(cases))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    for results, exact in zip(found, expected, strict=True):
+        assert len(results) == 10
+        assert all(torch.equal(result, exact) for result in results)
+
+
+def send_gradient(connection: Any) -> None:
+    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
+    connection.send(gradient(*inputs(64, 1000)).sum(0).tolist())
+    connection.close()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_after_fork() -> None:
+    """In the child of a process that has used its threads."""
+    expected = gradient(*inputs(64, 1000)).sum(0).tolist()
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    child = context.Process(target=send_gradient, args=(theirs,))
+    child.start()
+    try:
+        assert ours.poll(60), "no answer from the child"
+        assert ours.recv() == expected
+    finally:
+        child.join(10)
+        child.kill()
+
+
+def test_torch_function_mode() -> None:
+    seen = []
+
+    class Mode(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    logits, target = inputs()
+    with Mode():
+        loss = softreg_ext.cross_entropy(logits, target, return_lse=True)
+    assert seen[0] is softreg_ext.cross_entropy
+    assert torch.equal(loss[0], softreg_ext.cross_entropy(logits, target))
+
+
+class Ops(TorchDispatchMode):
+    """The ops that ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Any] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+LABELS = inputs()[1]
+PROBABILITIES = inputs()[0].softmax(1)
+IMAGE = torch.randn(2, 5, 3, 4)
+# Every form that is fused: logits, target, options.
+FORMS: dict[str, tuple[Tensor, Tensor, dict[str, Any]]] = {
+    **{
+        str(dtype): (inputs()[0], LABELS.to(dtype), {})
+        for dtype in (torch.int64, torch.int32, torch.int16, torch.uint8)
+    },
+    **{name: (inputs()[0], LABELS, {"reduction": name}) for name in ("none", "mean", "sum")},
+    "smoothing": (inputs()[0], LABELS, {"label_smoothing": 0.1}),
+    "weight": (inputs()[0], LABELS, {"weight": torch.rand(40)}),
+    "ignored": (inputs()[0], LABELS, {"ignore_index": 3}),
+    "probabilities": (inputs()[0], PROBABILITIES, {}),
+    "all of it": (inputs()[0], PROBABILITIES, {"label_smoothing": 0.1, "weight": torch.rand(40)}),
+    "without a batch": (inputs()[0][0], torch.tensor(3), {}),
+    "image": (IMAGE, IMAGE.argmax(1), {}),
+    "image, channels last": (
+        IMAGE.contiguous(memory_format=torch.channels_last),
+        IMAGE.softmax(1),
+        {"label_smoothing": 0.1},
+    ),
+    "z_loss": (inputs()[0], LABELS, {"z_loss": 0.1}),
+    "transformed": (inputs()[0], LABELS, {"logit_scale": 2.0, "softcap": 3.0}),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_every_form_is_fused(form: str, dtype: torch.dtype) -> None:
+    """One op each way, and none that computes besides it."""
+    logits, target, options = FORMS[form]
+    target = target.to(dtype) if target.is_floating_point() else target
+    options = {n: x.to(dtype) if isinstance(x, Tensor) else x for n, x in options.items()}
+    leaf = logits.to(dtype).detach().requires_grad_()
+    with Ops() as ops:
+        loss = softreg_ext.cross_entropy(leaf, target, **options)
+        loss.backward(torch.ones_like(loss))
+    bookkeeping = {torch.ops.aten.ones_like.default, torch.ops.aten.detach.default}
+    assert [op for op in ops.seen if op not in bookkeeping] == [FORWARD, BACKWARD]
+
+
+@pytest.mark.filterwarnings("ignore")  # the tracers warn of their own insides
+class TestCompiled:
+    def test_one_graph_for_all_batch_sizes(self) -> None:
+        torch._dynamo.reset()
+        graphs = []
+
+        def backend(graph: torch.fx.GraphModule, example: list[Any]) -> Any:
+            graphs.append(graph)
+            return graph
+
+        step = torch.compile(softreg_ext.cross_entropy, backend=backend, fullgraph=True)
+        for rows in range(5, 20):
+            logits, target = inputs(rows)
+            eager = softreg_ext.cross_entropy(logits, target)
+            torch.testing.assert_close(step(logits, target), eager)
+        assert len(graphs) == 2  # the first size as it is, then any
+
+    def test_package(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """AOTInductor: exported, compiled to a library, packaged, loaded."""
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+
+        class Net(torch.nn.Module):
+            def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+                return softreg_ext.cross_entropy(logits * 2, target)
+
+        logits, target = inputs()
+        program = torch.export.export(Net(), (logits, target))
+        path = torch._inductor.aoti_compile_and_package(
+            program, package_path=str(tmp_path / "net.pt2")
+        )
+        loaded = torch._inductor.aoti_load_package(path)
+        torch.testing.assert_close(loaded(logits, target), Net()(logits, target))
