@@ -59,6 +59,19 @@ def test_gradcheck(classes: int, options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("options", option_table(), ids=str)
+@pytest.mark.parametrize("classes", CLASSES)
+def test_recorded_gradient_is_the_fused_one(classes: int, options: dict[str, Any]) -> None:
+    """With create_graph=True the composite runs, which gradgradcheck holds against itself alone."""
+    logits, target, weight = make_inputs(classes)
+    leaf = logits.requires_grad_()
+    loss = pair(options, target, weight)[0](leaf).sum()
+    (fused,) = torch.autograd.grad(loss, leaf, retain_graph=True)
+    (recorded,) = torch.autograd.grad(loss, leaf, create_graph=True)
+    assert recorded.requires_grad
+    torch.testing.assert_close(recorded.detach(), fused)
+
+
+@pytest.mark.parametrize("options", option_table(), ids=str)
 def test_gradcheck_without_batch(options: dict[str, Any]) -> None:
     logits = make_inputs(4)[0][0].requires_grad_()
     ours, _ = pair(options, torch.tensor(2), torch.ones(4, dtype=torch.float64))

@@ -141,6 +141,21 @@ def test_gradcheck(classes: int, options: dict[str, Any], reduction: str) -> Non
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("probabilities", [False, True], ids=["labels", "probabilities"])
+def test_first_derivative_of_a_second(options: dict[str, Any], probabilities: bool) -> None:
+    """With create_graph=True the composite runs, which gradgradcheck holds against itself alone."""
+    logits, target = inputs(40)
+    target = logits.flip(0).softmax(1) if probabilities else target
+    leaf = logits.requires_grad_()
+    loss, lse = both(softreg_ext.cross_entropy, leaf, target, **options)
+    total = loss + (lse * torch.arange(4)).sum()
+    (fused,) = torch.autograd.grad(total, leaf, retain_graph=True)
+    (recorded,) = torch.autograd.grad(total, leaf, create_graph=True)
+    assert recorded.requires_grad
+    torch.testing.assert_close(recorded.detach(), fused)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("transform", [jacrev, jacfwd, hessian])
 def test_func_transforms(transform: Callable[..., Any], options: dict[str, Any]) -> None:
     logits, target = inputs(4)

@@ -204,7 +204,7 @@ struct LaneGradients {
   Vec<A> labels_from(int64_t first) const {
     A relative[kRows];
     for (int64_t lane = 0; lane < kRows; ++lane) {
-      relative[lane] = static_cast<A>(label[lane] < first ? -1 : label[lane] - first);
+      relative[lane] = static_cast<A>(label[lane] - first);
     }
     return Vec<A>::loadu(relative);
   }
