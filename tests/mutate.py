@@ -1,0 +1,90 @@
+"""Break the formulas and the kernels, one operator at a time, and see that the tests notice.
+
+Run by hand in a clone (each change is compiled, a minute or two apiece): python tests/mutate.py
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+ROOT = Path(__file__).parents[1]
+SUITES = ["test_beyond_the_original.py", "test_functional.py", "test_probabilities.py"]
+SUITES += ["test_k_dimensional.py", "test_autograd.py", "test_properties.py"]
+
+
+class Mutation(NamedTuple):
+    path: str
+    before: str
+    after: str
+
+
+MUTATIONS = [
+    Mutation("core/value.h", "x == -static_cast<F>(INFINITY) ? F(0)", "x != x ? F(0)"),
+    Mutation("core/exp.h", "F(0x1.555492p-3f)", "F(0x1.557492p-3f)"),
+    Mutation("core/log_sum_exp.h", "a.sum * vexp(a.max - common) + b", "a.sum + b"),
+    Mutation(
+        "core/cross_entropy.h", "return log_sum - shifted_logit", "return log_sum + shifted_logit"
+    ),
+    Mutation("core/cross_entropy.h", "row.per_class * smooth_nll", "row.on_target * smooth_nll"),
+    Mutation("core/cross_entropy.h", "row.per_class * row.weight_sum;", "row.per_class;"),
+    Mutation("core/cross_entropy.h", "return z_loss * lse * lse;", "return z_loss * lse;"),
+    Mutation("core/cross_entropy.h", "return 2 * z_loss * lse;", "return z_loss * lse;"),
+    Mutation("core/cross_entropy.h", "row.upstream + grad_lse / sum", "row.upstream + grad_lse"),
+    Mutation("core/logit_transform.h", "(F(1) - t) * (F(1) + t)", "(F(1) - t)"),
+    Mutation("core/logit_transform.h", "transform.scale / transform.cap", "1 / transform.cap"),
+    Mutation("core/compensated_sum.h", "carry += other.carry;", ""),
+    Mutation("cpu/kernels_target.h", "label >= args.classes", "label > args.classes"),
+    Mutation(
+        "cpu/kernels_target.h", "return target.counts || args.grad_lse;", "return target.counts;"
+    ),
+    Mutation("cpu/kernels_target.h", "target.counts || args.lse;", "target.counts;"),
+    Mutation("cpu/kernels_along_row.h", "weighted ? scale * weights.whole(c)", "false ? scale"),
+    Mutation("cpu/kernels_rows_in_lanes.h", "label[lane] - first", "label[lane]"),
+    Mutation("cpu/kernels_rows_in_lanes.h", "flows[lane] = 1;", "flows[lane] = target.counts;"),
+    Mutation("autograd/composite.cpp", "1 - (y / args.softcap).square()", "1 - (y / args.softcap)"),
+    Mutation("autograd/composite.cpp", "2 * args.z_loss *", "args.z_loss *"),
+]
+
+
+def run(*command: str) -> bool:
+    return subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
+
+
+def build() -> bool:
+    return run(sys.executable, "setup.py", "build_ext", "--inplace")
+
+
+def is_noticed(mutation: Mutation) -> bool:
+    source = ROOT / "csrc" / mutation.path
+    original = source.read_text()
+    if original.count(mutation.before) != 1:
+        raise SystemExit(f"{mutation.path} has not one {mutation.before!r}: bring it up to date")
+    try:
+        source.write_text(original.replace(mutation.before, mutation.after))
+        if not build():
+            raise SystemExit(f"{mutation.after!r} in {mutation.path} does not compile")
+        tests = [str(ROOT / "tests" / suite) for suite in SUITES]
+        return not run(sys.executable, "-m", "pytest", "-q", "-x", *tests)
+    finally:
+        source.write_text(original)
+
+
+def main() -> int:
+    if not build():
+        raise SystemExit("csrc does not compile as it is")
+    missed = []
+    for mutation in tqdm(MUTATIONS):
+        noticed = is_noticed(mutation)
+        missed += [] if noticed else [mutation]
+        change = f"{mutation.before} -> {mutation.after}"
+        tqdm.write(f"{'noticed' if noticed else 'MISSED '}  {mutation.path}: {change}")
+    build()
+    print(f"{len(MUTATIONS) - len(missed)} of {len(MUTATIONS)} noticed")
+    return len(missed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
