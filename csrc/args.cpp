@@ -42,4 +42,6 @@ ForwardOutputs empty_forward_outputs(const CrossEntropyArgs& args) {
 
 at::Tensor empty_grad_logits(const CrossEntropyArgs& args) { return at::empty_like(args.logits); }
 
+at::Tensor empty_grad_target(const CrossEntropyArgs& args) { return at::empty_like(args.target); }
+
 }  // namespace softreg

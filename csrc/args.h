@@ -76,7 +76,7 @@ struct CrossEntropyGradArgs {
 using ForwardImplementation = ForwardOutputs(const CrossEntropyArgs&);
 using BackwardImplementation = at::Tensor(const CrossEntropyArgs&, const CrossEntropyGradArgs&);
 
-// What is registered for cross_entropy_forward and cross_entropy_backward.
+// What is registered for cross_entropy_forward, and for cross_entropy_backward and _grad_target.
 template <ForwardImplementation implementation>
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward_entry(
     const at::Tensor& logits, const at::Tensor& target, const std::optional<at::Tensor>& weight,
@@ -110,5 +110,6 @@ c10::SymDimVector state_shape(const CrossEntropyArgs& args);
 // Uninitialised results of the right shape, dtype and device, real or meta.
 ForwardOutputs empty_forward_outputs(const CrossEntropyArgs& args);
 at::Tensor empty_grad_logits(const CrossEntropyArgs& args);
+at::Tensor empty_grad_target(const CrossEntropyArgs& args);
 
 }  // namespace softreg

@@ -125,6 +125,12 @@ void check(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad) {
               grad.state.sym_strides());
 }
 
+void check_grad_target(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad) {
+  check(args, grad);
+  TORCH_CHECK(args.has_probabilities(), "cross_entropy: target of ", args.target.scalar_type(),
+              " class indices has no gradient");
+}
+
 void throw_bad_label(const CrossEntropyArgs& args, int64_t row, int64_t label) {
   TORCH_CHECK_INDEX(false, "cross_entropy: target ", label, " at row ", row,
                     " is out of bounds for ", args.logits.size(args.class_dim()),

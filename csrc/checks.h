@@ -9,6 +9,7 @@ namespace softreg {
 
 void check(const CrossEntropyArgs& args);
 void check(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad);
+void check_grad_target(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad);
 
 // The IndexError for a label out of range.
 [[noreturn]] void throw_bad_label(const CrossEntropyArgs& args, int64_t row, int64_t label);

@@ -85,7 +85,7 @@ struct BackwardArgs : CrossEntropyRows<T, A> {
   int64_t grad_loss_stride;
   A grad_reduced;     // then: each row's upstream gradient
   const A* grad_lse;  // (rows), or null where none flows from there
-  RowMatrix<T> grad_logits;
+  RowMatrix<T> grad;  // of the logits, or of a target of probabilities
 };
 
 // A label outside [0, classes) that is not ignore_index: its row is left out and reported.

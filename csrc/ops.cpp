@@ -4,6 +4,8 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
+#include <string>
+
 namespace softreg {
 namespace {
 
@@ -13,6 +15,14 @@ using BackwardSchema = decltype(backward_entry<cross_entropy_backward>);
 template <typename Schema>
 c10::TypedOperatorHandle<Schema> find_op(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Schema>();
+}
+
+at::Tensor call(const c10::TypedOperatorHandle<BackwardSchema>& op, const CrossEntropyArgs& args,
+                const CrossEntropyGradArgs& grad) {
+  return op.call(grad.grad_loss, grad.grad_lse, args.logits, args.target, grad.state,
+                 grad.total_weight, args.weight, static_cast<int64_t>(args.reduction),
+                 args.ignore_index, args.label_smoothing, args.z_loss, args.logit_scale,
+                 args.optional_softcap());
 }
 
 }  // namespace
@@ -28,10 +38,13 @@ ForwardOutputs cross_entropy_forward(const CrossEntropyArgs& args) {
 
 at::Tensor cross_entropy_backward(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad) {
   static const auto op = find_op<BackwardSchema>("softreg_ext::cross_entropy_backward");
-  return op.call(grad.grad_loss, grad.grad_lse, args.logits, args.target, grad.state,
-                 grad.total_weight, args.weight, static_cast<int64_t>(args.reduction),
-                 args.ignore_index, args.label_smoothing, args.z_loss, args.logit_scale,
-                 args.optional_softcap());
+  return call(op, args, grad);
+}
+
+at::Tensor cross_entropy_grad_target(const CrossEntropyArgs& args,
+                                     const CrossEntropyGradArgs& grad) {
+  static const auto op = find_op<BackwardSchema>("softreg_ext::cross_entropy_grad_target");
+  return call(op, args, grad);
 }
 
 TORCH_LIBRARY(softreg_ext, m) {
@@ -40,11 +53,14 @@ TORCH_LIBRARY(softreg_ext, m) {
       "int ignore_index, float label_smoothing, float z_loss, float logit_scale, float? softcap, "
       "bool return_lse) -> (Tensor loss, Tensor lse, Tensor state, Tensor total_weight)",
       {at::Tag::pt2_compliant_tag});
-  m.def(
-      "cross_entropy_backward(Tensor grad_loss, Tensor? grad_lse, Tensor input, Tensor target, "
-      "Tensor state, Tensor total_weight, Tensor? weight, int reduction, int ignore_index, "
-      "float label_smoothing, float z_loss, float logit_scale, float? softcap) -> Tensor",
-      {at::Tag::pt2_compliant_tag});
+  for (const std::string name : {"cross_entropy_backward", "cross_entropy_grad_target"}) {
+    const std::string schema =
+        name +
+        "(Tensor grad_loss, Tensor? grad_lse, Tensor input, Tensor target, Tensor state, "
+        "Tensor total_weight, Tensor? weight, int reduction, int ignore_index, "
+        "float label_smoothing, float z_loss, float logit_scale, float? softcap) -> Tensor";
+    m.def(schema.c_str(), {at::Tag::pt2_compliant_tag});
+  }
 }
 
 }  // namespace softreg

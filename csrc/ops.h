@@ -1,4 +1,4 @@
-// The two ops as C++ functions: each call goes through the dispatcher.
+// The ops as C++ functions: each call goes through the dispatcher.
 #pragma once
 
 #include "args.h"
@@ -7,5 +7,7 @@ namespace softreg {
 
 ForwardImplementation cross_entropy_forward;
 BackwardImplementation cross_entropy_backward;
+// The gradient with respect to a target of class probabilities.
+BackwardImplementation cross_entropy_grad_target;
 
 }  // namespace softreg

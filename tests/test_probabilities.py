@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from cases import DTYPES, make_case, several
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
+from torch.library import opcheck
 
 import softreg_ext
 
@@ -156,12 +157,57 @@ def test_weight_gradient() -> None:
     torch.testing.assert_close(*grads)
 
 
-def test_fused_both_ways() -> None:
-    logits, _, weight = make_case(20, 50, torch.float32)
+OPTIONS: list[dict[str, Any]] = [
+    {"reduction": "none", "label_smoothing": 0.2},
+    {"reduction": "sum", "logit_scale": 2.0, "softcap": 1.5},
+    {"z_loss": 0.1},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("classes", [5, 50])
+def test_recorded_gradients_are_the_fused_ones(classes: int, options: dict[str, Any]) -> None:
+    """With create_graph=True the composite runs, which gradgradcheck holds against itself alone."""
+    logits, _, weight = make_case(20, classes, torch.float64)
+    leaves = [logits.requires_grad_(), logits.detach().flip(0).softmax(1).requires_grad_()]
+    loss = softreg_ext.cross_entropy(*leaves, weight, **options).sum()
+    fused = torch.autograd.grad(loss, leaves, retain_graph=True)
+    recorded = torch.autograd.grad(loss, leaves, create_graph=True)
+    for a, b in zip(fused, recorded, strict=True):
+        assert b.requires_grad
+        torch.testing.assert_close(a, b.detach())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("classes", [5, 50, 2049])
+def test_transformed_logits(classes: int, dtype: torch.dtype) -> None:
+    """The target's gradient reads the logits that the loss reads, scaled and capped."""
+    logits, _, _ = make_case(20, classes, dtype)
+    target = logits.flip(0).softmax(1).requires_grad_()
+    loss = softreg_ext.cross_entropy(logits, target, logit_scale=2.0, softcap=1.5)
+    (ours,) = torch.autograd.grad(loss, target)
+    log_softmax = (1.5 * (2 * logits.double() / 1.5).tanh()).log_softmax(1)
+    torch.testing.assert_close(ours, (-log_softmax / 20).to(dtype))
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_opcheck(options: dict[str, Any]) -> None:
+    logits, _, weight = make_case(6, 5, torch.float64)
     target = logits.flip(0).softmax(1)
-    leaf = logits.clone().requires_grad_()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        softreg_ext.cross_entropy(leaf, target, weight, label_smoothing=0.1).backward()
-    names = {event.key for event in profile.key_averages()}
-    assert {"softreg_ext::cross_entropy_forward", "softreg_ext::cross_entropy_backward"} <= names
-    assert not {name for name in names if "softmax" in name or "aten::mul" in name}
+    reduction = ["none", "mean", "sum"].index(options.get("reduction", "mean"))
+    tail = (weight, reduction, -100, options.get("label_smoothing", 0.0))
+    tail = (*tail, options.get("z_loss", 0.0), options.get("logit_scale", 1.0), None)
+    ops = torch.ops.softreg_ext
+    loss, _, *saved = ops.cross_entropy_forward(logits, target, *tail, False)
+    arguments = (torch.randn_like(loss), None, logits, target, *saved, *tail)
+    checks = opcheck(ops.cross_entropy_grad_target.default, arguments)
+    assert set(checks.values()) == {"SUCCESS"}
+
+
+def test_labels_have_no_gradient() -> None:
+    logits, labels, _ = make_case(6, 5, torch.float64)
+    tail = (None, 1, -100, 0.0, 0.0, 1.0, None)
+    ops = torch.ops.softreg_ext
+    loss, _, *saved = ops.cross_entropy_forward(logits, labels, *tail, False)
+    with pytest.raises(RuntimeError, match="target of Long class indices has no gradient"):
+        ops.cross_entropy_grad_target(loss, None, logits, labels, *saved, *tail)

@@ -17,6 +17,7 @@ import softreg_ext
 
 FORWARD = torch.ops.softreg_ext.cross_entropy_forward.default
 BACKWARD = torch.ops.softreg_ext.cross_entropy_backward.default
+GRAD_TARGET = torch.ops.softreg_ext.cross_entropy_grad_target.default
 
 
 def inputs(rows: int = 6, classes: int = 40) -> tuple[Tensor, Tensor]:
@@ -163,16 +164,20 @@ FORMS: dict[str, tuple[Tensor, Tensor, dict[str, Any]]] = {
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_every_form_is_fused(form: str, dtype: torch.dtype) -> None:
-    """One op each way, and none that computes besides it."""
+    """One op for each result, and none that computes besides it."""
     logits, target, options = FORMS[form]
     target = target.to(dtype) if target.is_floating_point() else target
     options = {n: x.to(dtype) if isinstance(x, Tensor) else x for n, x in options.items()}
     leaf = logits.to(dtype).detach().requires_grad_()
+    gradients = [BACKWARD]
+    if target.is_floating_point():
+        target = target.detach().requires_grad_()
+        gradients.append(GRAD_TARGET)
     with Ops() as ops:
         loss = softreg_ext.cross_entropy(leaf, target, **options)
         loss.backward(torch.ones_like(loss))
     bookkeeping = {torch.ops.aten.ones_like.default, torch.ops.aten.detach.default}
-    assert [op for op in ops.seen if op not in bookkeeping] == [FORWARD, BACKWARD]
+    assert [op for op in ops.seen if op not in bookkeeping] == [FORWARD, *gradients]
 
 
 @pytest.mark.filterwarnings("ignore")  # the tracers warn of their own insides

@@ -139,8 +139,9 @@ at::Tensor cross_entropy_backward_composite(const CrossEntropyArgs& args,
   return (grad_y * slope_of(args, y)).to(args.logits.scalar_type());
 }
 
-at::Tensor cross_entropy_grad_target(const CrossEntropyArgs& args,
-                                     const CrossEntropyGradArgs& grad) {
+at::Tensor cross_entropy_grad_target_composite(const CrossEntropyArgs& args,
+                                               const CrossEntropyGradArgs& grad) {
+  check_grad_target(args, grad);
   const at::Tensor y = transformed(args, args.logits);
   at::Tensor scale = upstream_of(args, grad) * (args.label_smoothing - 1);
   if (args.has_weight()) {

@@ -8,9 +8,6 @@ namespace softreg {
 
 ForwardImplementation cross_entropy_forward_composite;
 BackwardImplementation cross_entropy_backward_composite;
-
-// The gradient with respect to a target of class probabilities, differentiable itself:
-// d loss / d q_c = -(1 - s) w_c log softmax(x)_c.
-BackwardImplementation cross_entropy_grad_target;
+BackwardImplementation cross_entropy_grad_target_composite;
 
 }  // namespace softreg

@@ -113,30 +113,37 @@ ForwardOutputs cross_entropy_forward_autograd(const CrossEntropyArgs& args) {
           outputs.total_weight};
 }
 
-// Differentiable itself: with create_graph=True this runs with gradients recorded.
-at::Tensor cross_entropy_backward_autograd(const CrossEntropyArgs& args,
-                                           const CrossEntropyGradArgs& grad) {
+// Differentiable themselves: with create_graph=True they run with gradients recorded.
+template <BackwardImplementation fused, BackwardImplementation composite>
+at::Tensor gradient_autograd(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad) {
   const at::Tensor no_grad_lse;
   const at::Tensor& grad_lse = grad.has_grad_lse() ? *grad.grad_lse : no_grad_lse;
   for (const at::Tensor* input : {&args.logits, &args.target, &grad.grad_loss, &grad_lse}) {
     if (input->defined() && (needs_grad(*input) || needs_composite(*input))) {
-      return cross_entropy_backward_composite(args, grad);
+      return composite(args, grad);
     }
   }
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
-  return cross_entropy_backward(args, grad);
+  return fused(args, grad);
 }
+
+constexpr auto cross_entropy_backward_autograd =
+    gradient_autograd<cross_entropy_backward, cross_entropy_backward_composite>;
+constexpr auto cross_entropy_grad_target_autograd =
+    gradient_autograd<cross_entropy_grad_target, cross_entropy_grad_target_composite>;
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(softreg_ext, Autograd, m) {
   m.impl("cross_entropy_forward", &forward_entry<cross_entropy_forward_autograd>);
   m.impl("cross_entropy_backward", &backward_entry<cross_entropy_backward_autograd>);
+  m.impl("cross_entropy_grad_target", &backward_entry<cross_entropy_grad_target_autograd>);
 }
 
 TORCH_LIBRARY_IMPL(softreg_ext, FuncTorchBatched, m) {
   m.impl("cross_entropy_forward", &forward_entry<cross_entropy_forward_composite>);
   m.impl("cross_entropy_backward", &backward_entry<cross_entropy_backward_composite>);
+  m.impl("cross_entropy_grad_target", &backward_entry<cross_entropy_grad_target_composite>);
 }
 
 }  // namespace softreg

@@ -9,6 +9,7 @@
 // and for a target of class probabilities q, with the coefficients a_c = w_c ((1 - s) q_c + s/C),
 //
 //   loss = sum_c a_c (lse - x_c),  d loss / d x_c = softmax(x)_c sum_k a_k - a_c
+//   d loss / d q_c = (1 - s) w_c (lse - x_c)
 //
 // Either may have z lse^2 added (de Brebisson and Vincent, 2016), with the gradient
 // 2 z lse softmax(x)_c, and lse itself is a result too, with the gradient softmax(x)_c.
@@ -99,6 +100,11 @@ SOFTREG_INLINE RowGradient<F> with_lse_gradient(RowGradient<F> row, F grad_lse, 
 template <typename F>
 SOFTREG_INLINE F logit_gradient(F shifted_logit, F softmax_scale, F offset, F upstream) {
   return (vexp(shifted_logit) * softmax_scale - offset) * upstream;
+}
+
+template <typename F>
+SOFTREG_INLINE F probability_gradient(F class_weight, F on_target, F nll, F upstream) {
+  return on_target * class_weight * nll * upstream;
 }
 
 }  // namespace softreg

@@ -147,9 +147,10 @@ bool is_expanded_scalar(const at::Tensor& tensor) {
   return std::all_of(strides.begin(), strides.end(), [](int64_t stride) { return stride == 0; });
 }
 
+// Fills `result`, which is shaped like the logits, by the kernel.
 template <typename T>
-void backward_typed(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad,
-                    const at::Tensor& grad_logits) {
+void gradient_typed(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad,
+                    GradientKernel<T>* kernel, const at::Tensor& result) {
   using A = Accumulator<T>;
   const KernelInputs<T> inputs(args);
   const A* state = grad.state.const_data_ptr<A>();
@@ -165,12 +166,10 @@ void backward_typed(const CrossEntropyArgs& args, const CrossEntropyGradArgs& gr
   const double divisor =
       args.reduction == Reduction::kMean ? *grad.total_weight.const_data_ptr<double>() : 1;
   // Not every layout that a tensor can have is one the kernels can write.
-  const bool direct = grad_logits.scalar_type() == c10::CppTypeToScalarType<T>::value &&
-                      row_strides(grad_logits).has_value();
+  const auto type = c10::CppTypeToScalarType<T>::value;
+  const bool direct = result.scalar_type() == type && row_strides(result).has_value();
   const at::Tensor written =
-      direct ? grad_logits
-             : at::empty(grad_logits.sizes(),
-                         grad_logits.options().dtype(c10::CppTypeToScalarType<T>::value));
+      direct ? result : at::empty(result.sizes(), result.options().dtype(type));
   const BackwardArgs<T, A> kernel_args{
       inputs.rows(),
       state,
@@ -183,7 +182,6 @@ void backward_typed(const CrossEntropyArgs& args, const CrossEntropyGradArgs& gr
       row_matrix(*row_strides(written), written.mutable_data_ptr<T>())};
 
   std::atomic<int64_t> bad_row{kNoBadRow};
-  const auto kernel = active_kernels().of<T>().backward;
   const RowBlocks blocks(rows, classes, inputs.rows().logits.inner > 1);
   blocks.parallel_for_each(classes, [&](int64_t, int64_t begin, int64_t end) {
     const int64_t bad = kernel(kernel_args, begin, end);
@@ -194,7 +192,7 @@ void backward_typed(const CrossEntropyArgs& args, const CrossEntropyGradArgs& gr
     throw_bad_label(args, bad_row, kernel_args.labels[bad_row]);
   }
   if (!direct) {
-    grad_logits.copy_(written);
+    result.copy_(written);
   }
 }
 
@@ -213,9 +211,20 @@ at::Tensor cross_entropy_backward_cpu(const CrossEntropyArgs& args,
                                       const CrossEntropyGradArgs& grad) {
   check(args, grad);
   const at::Tensor grad_logits = empty_grad_logits(args);
-  SOFTREG_DISPATCH_LOGITS(args.result_type(), "cross_entropy_backward_cpu",
-                          [&] { backward_typed<scalar_t>(args, grad, grad_logits); });
+  SOFTREG_DISPATCH_LOGITS(args.result_type(), "cross_entropy_backward_cpu", [&] {
+    gradient_typed<scalar_t>(args, grad, active_kernels().of<scalar_t>().backward, grad_logits);
+  });
   return grad_logits;
+}
+
+at::Tensor cross_entropy_grad_target_cpu(const CrossEntropyArgs& args,
+                                         const CrossEntropyGradArgs& grad) {
+  check_grad_target(args, grad);
+  const at::Tensor grad_target = empty_grad_target(args);
+  SOFTREG_DISPATCH_LOGITS(args.result_type(), "cross_entropy_grad_target_cpu", [&] {
+    gradient_typed<scalar_t>(args, grad, active_kernels().of<scalar_t>().grad_target, grad_target);
+  });
+  return grad_target;
 }
 
 }  // namespace
@@ -223,6 +232,7 @@ at::Tensor cross_entropy_backward_cpu(const CrossEntropyArgs& args,
 TORCH_LIBRARY_IMPL(softreg_ext, CPU, m) {
   m.impl("cross_entropy_forward", &forward_entry<cross_entropy_forward_cpu>);
   m.impl("cross_entropy_backward", &backward_entry<cross_entropy_backward_cpu>);
+  m.impl("cross_entropy_grad_target", &backward_entry<cross_entropy_grad_target_cpu>);
 }
 
 }  // namespace softreg

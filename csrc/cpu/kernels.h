@@ -13,11 +13,19 @@ namespace softreg {
 template <typename T>
 using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-// Each works on the rows [begin, end); backward returns the first bad row, or kNoBadRow.
+// Each works on the rows [begin, end).
+template <typename T>
+using ForwardKernel = ForwardTotals(const ForwardArgs<T, Accumulator<T>>&, int64_t begin,
+                                    int64_t end);
+// Returns the first bad row, or kNoBadRow.
+template <typename T>
+using GradientKernel = int64_t(const BackwardArgs<T, Accumulator<T>>&, int64_t begin, int64_t end);
+
 template <typename T>
 struct CrossEntropyKernels {
-  ForwardTotals (*forward)(const ForwardArgs<T, Accumulator<T>>&, int64_t begin, int64_t end);
-  int64_t (*backward)(const BackwardArgs<T, Accumulator<T>>&, int64_t begin, int64_t end);
+  ForwardKernel<T>* forward;
+  GradientKernel<T>* backward;
+  GradientKernel<T>* grad_target;
 };
 
 struct KernelSet {

@@ -24,19 +24,26 @@ ForwardTotals forward(const ForwardArgs<T, Accumulator<T>>& args, int64_t begin,
 
 template <typename T>
 int64_t backward(const BackwardArgs<T, Accumulator<T>>& args, int64_t begin, int64_t end) {
-  return goes_along_row(args) && args.grad_logits.classes_adjacent()
+  return goes_along_row(args) && args.grad.classes_adjacent()
              ? backward_along_row(args, begin, end)
              : backward_rows_in_lanes(args, begin, end);
 }
 
+template <typename T>
+int64_t grad_target(const BackwardArgs<T, Accumulator<T>>& args, int64_t begin, int64_t end) {
+  return goes_along_row(args) && args.grad.classes_adjacent()
+             ? grad_target_along_row(args, begin, end)
+             : grad_target_rows_in_lanes(args, begin, end);
+}
+
+template <typename T>
+constexpr CrossEntropyKernels<T> kKernels = {forward<T>, backward<T>, grad_target<T>};
+
 }  // namespace
 
 const KernelSet SOFTREG_KERNEL_SET = {
-    SOFTREG_KERNEL_SET_NAME,
-    {forward<float>, backward<float>},
-    {forward<double>, backward<double>},
-    {forward<c10::BFloat16>, backward<c10::BFloat16>},
-    {forward<c10::Half>, backward<c10::Half>},
+    SOFTREG_KERNEL_SET_NAME, kKernels<float>,     kKernels<double>,
+    kKernels<c10::BFloat16>, kKernels<c10::Half>,
 };
 
 }  // namespace softreg

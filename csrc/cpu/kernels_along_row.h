@@ -63,8 +63,16 @@ struct RowWeights {
         on(on_target(args)),
         per(per_class(args)) {}
 
+  SOFTREG_INLINE Vec<A> class_weights(int64_t c) const {
+    return weight ? load_vec(weight + c) : Vec<A>(1);
+  }
+
+  SOFTREG_INLINE Vec<A> part_of_class_weights(int64_t c, int64_t count) const {
+    return weight ? load_part(weight + c, count, A(0)) : Vec<A>::set(Vec<A>(0), Vec<A>(1), count);
+  }
+
   SOFTREG_INLINE Vec<A> whole(int64_t c) const {
-    const Vec<A> w = weight ? load_vec(weight + c) : Vec<A>(1);
+    const Vec<A> w = class_weights(c);
     return probabilities
                ? probability_coefficient(w, load_vec(probabilities + c), Vec<A>(on), Vec<A>(per))
                : w;
@@ -72,8 +80,7 @@ struct RowWeights {
 
   // The last `count` classes; lanes past them are 0.
   SOFTREG_INLINE Vec<A> part(int64_t c, int64_t count) const {
-    const Vec<A> w =
-        weight ? load_part(weight + c, count, A(0)) : Vec<A>::set(Vec<A>(0), Vec<A>(1), count);
+    const Vec<A> w = part_of_class_weights(c, count);
     return probabilities ? probability_coefficient(w, load_part(probabilities + c, count, A(0)),
                                                    Vec<A>(on), Vec<A>(per))
                          : w;
@@ -169,7 +176,7 @@ template <bool kTransformed, typename T, typename A>
 SOFTREG_INLINE void backward_row(const BackwardArgs<T, A>& args, int64_t row, RowTarget target) {
   constexpr int64_t width = Vec<A>::size();
   const T* logits = args.logits.row(row);
-  T* grad = args.grad_logits.row(row);
+  T* grad = args.grad.row(row);
   const A max = args.row_max[row];
   const RowGradient<A> gradient = row_gradient(args, row, target);
   const RowWeights<T, A> weights(args, row);
@@ -212,7 +219,7 @@ int64_t backward_along_row(const BackwardArgs<T, A>& args, int64_t begin, int64_
   for (int64_t row = begin; row < end; ++row) {
     const RowTarget target(args, row, bad_row);
     if (!is_read(args, target)) {
-      T* grad = args.grad_logits.row(row);
+      T* grad = args.grad.row(row);
       __builtin_memset(static_cast<void*>(grad), 0, args.classes * sizeof(T));
     } else if (args.transform.is_identity) {
       backward_row<false>(args, row, target);
@@ -221,6 +228,36 @@ int64_t backward_along_row(const BackwardArgs<T, A>& args, int64_t begin, int64_
     }
   }
   return bad_row;
+}
+
+template <typename T, typename A>
+int64_t grad_target_along_row(const BackwardArgs<T, A>& args, int64_t begin, int64_t end) {
+  constexpr int64_t width = Vec<A>::size();
+  Staged<A> staged;
+  for (int64_t row = begin; row < end; ++row) {
+    const RowWeights<T, A> weights(args, row);
+    const Vec<A> on(weights.on), upstream(upstream_gradient(args, row));
+    const Vec<A> max(args.row_max[row]), log_sum(vlog(args.sum[row]));
+    const auto of = [&](Vec<A> class_weight, Vec<A> logit) {
+      const Vec<A> nll = negative_log_likelihood(log_sum, logit - max);
+      return probability_gradient(class_weight, on, nll, upstream);
+    };
+    const T* logits = args.logits.row(row);
+    T* grad = args.grad.row(row);
+    for (int64_t first = 0; first < args.classes; first += kChunk) {
+      const int64_t n = args.classes - first < kChunk ? args.classes - first : kChunk;
+      const A* x = staged.fill(args.transform, logits + first, n);
+      int64_t i = 0;
+      for (; i + width <= n; i += width) {
+        store_vec(grad + first + i, of(weights.class_weights(first + i), load_vec(x + i)));
+      }
+      if (i < n) {
+        store_part(grad + first + i, n - i,
+                   of(weights.part_of_class_weights(first + i, n - i), load_vec(x + i)));
+      }
+    }
+  }
+  return kNoBadRow;
 }
 
 }  // namespace

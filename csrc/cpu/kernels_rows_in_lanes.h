@@ -218,7 +218,7 @@ int64_t backward_rows_in_lanes(const BackwardArgs<T, A>& args, int64_t begin, in
   const Vec<A> on(on_target(args)), per(per_class(args));
   int64_t count;
   for (int64_t row = begin; row < end; row += count) {
-    count = args.grad_logits.rows_in_sample(row, lanes_from(args, row, end));
+    count = args.grad.rows_in_sample(row, lanes_from(args, row, end));
     const LaneGradients<A> gradients(args, row, count, bad_row);
     const Vec<A> flows = Vec<A>::loadu(gradients.flows) == Vec<A>(1);
     const Vec<A> upstream = Vec<A>::loadu(gradients.upstream);
@@ -245,10 +245,36 @@ int64_t backward_rows_in_lanes(const BackwardArgs<T, A>& args, int64_t begin, in
         // Not a product with 0: an ignored row may hold NaN.
         tile.set(c, Vec<A>::blendv(Vec<A>(0), grad, flows));
       }
-      tile.store(args.grad_logits, row, count, first, n);
+      tile.store(args.grad, row, count, first, n);
     });
   }
   return bad_row;
+}
+
+template <typename T, typename A>
+int64_t grad_target_rows_in_lanes(const BackwardArgs<T, A>& args, int64_t begin, int64_t end) {
+  Tile<A> tile;
+  const Vec<A> on(on_target(args));
+  int64_t count;
+  for (int64_t row = begin; row < end; row += count) {
+    count = args.grad.rows_in_sample(row, lanes_from(args, row, end));
+    A upstream_of_lane[Tile<A>::kRows] = {};
+    for (int64_t lane = 0; lane < count; ++lane) {
+      upstream_of_lane[lane] = upstream_gradient(args, row + lane);
+    }
+    const Vec<A> upstream = Vec<A>::loadu(upstream_of_lane);
+    const Vec<A> max = load_part(args.row_max + row, count, A(0));
+    const Vec<A> log_sum = vlog(load_part(args.sum + row, count, A(1)));
+    for_each_tile(args.classes, [&](int64_t first, int64_t n) {
+      load_logits<T, A>(tile, nullptr, args, row, count, first, n);
+      for (int64_t c = 0; c < n; ++c) {
+        const Vec<A> nll = negative_log_likelihood(log_sum, tile[c] - max);
+        tile.set(c, probability_gradient(Vec<A>(class_weight(args, first + c)), on, nll, upstream));
+      }
+      tile.store(args.grad, row, count, first, n);
+    });
+  }
+  return kNoBadRow;
 }
 
 }  // namespace

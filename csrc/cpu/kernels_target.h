@@ -51,6 +51,12 @@ SOFTREG_INLINE RowCoefficients<A> row_coefficients(const CrossEntropyRows<T, A>&
   return {on_target(args) * class_weight(args, label), per_class(args), args.weight_sum};
 }
 
+template <typename T, typename A>
+SOFTREG_INLINE A upstream_gradient(const BackwardArgs<T, A>& args, int64_t row) {
+  return args.grad_loss ? static_cast<A>(args.grad_loss[row * args.grad_loss_stride])
+                        : args.grad_reduced;
+}
+
 // The row's gradient, with what flows into it through the loss (where the row counts) and through
 // lse (always).
 template <typename T, typename A>
@@ -73,8 +79,7 @@ SOFTREG_INLINE RowGradient<A> row_gradient(const BackwardArgs<T, A>& args, int64
       on_softmax += z_term_slope(args.z_loss, args.row_max[row] + vlog(sum));
     }
     gradient.softmax_scale = on_softmax / sum;
-    gradient.upstream = args.grad_loss ? static_cast<A>(args.grad_loss[row * args.grad_loss_stride])
-                                       : args.grad_reduced;
+    gradient.upstream = upstream_gradient(args, row);
   }
   return args.grad_lse ? with_lse_gradient(gradient, args.grad_lse[row], sum) : gradient;
 }

@@ -18,11 +18,18 @@ at::Tensor cross_entropy_backward_meta(const CrossEntropyArgs& args,
   return empty_grad_logits(args);
 }
 
+at::Tensor cross_entropy_grad_target_meta(const CrossEntropyArgs& args,
+                                          const CrossEntropyGradArgs& grad) {
+  check_grad_target(args, grad);
+  return empty_grad_target(args);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(softreg_ext, Meta, m) {
   m.impl("cross_entropy_forward", &forward_entry<cross_entropy_forward_meta>);
   m.impl("cross_entropy_backward", &backward_entry<cross_entropy_backward_meta>);
+  m.impl("cross_entropy_grad_target", &backward_entry<cross_entropy_grad_target_meta>);
 }
 
 }  // namespace softreg
