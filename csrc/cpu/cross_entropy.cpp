@@ -11,6 +11,7 @@
 
 #include "args.h"
 #include "checks.h"
+#include "cpu/huge_pages.h"
 #include "cpu/kernels.h"
 #include "row_matrix.h"
 
@@ -170,6 +171,7 @@ void gradient_typed(const CrossEntropyArgs& args, const CrossEntropyGradArgs& gr
   const bool direct = result.scalar_type() == type && row_strides(result).has_value();
   const at::Tensor written =
       direct ? result : at::empty(result.sizes(), result.options().dtype(type));
+  prefer_huge_pages(written.mutable_data_ptr<T>(), written.nbytes());
   const BackwardArgs<T, A> kernel_args{
       inputs.rows(),
       state,

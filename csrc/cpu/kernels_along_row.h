@@ -68,7 +68,7 @@ struct RowWeights {
   }
 
   SOFTREG_INLINE Vec<A> part_of_class_weights(int64_t c, int64_t count) const {
-    return weight ? load_part(weight + c, count, A(0)) : Vec<A>::set(Vec<A>(0), Vec<A>(1), count);
+    return weight ? load_part(weight + c, count, A(0)) : padded(Vec<A>(1), count, A(0));
   }
 
   SOFTREG_INLINE Vec<A> whole(int64_t c) const {

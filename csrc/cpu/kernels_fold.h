@@ -45,7 +45,10 @@ SOFTREG_INLINE V fold_vectors(int64_t n, V init, Item item, Step step, Combine c
 
 template <typename A, typename Combine>
 SOFTREG_INLINE A fold_lanes(Vec<A> x, Combine combine) {
-  A lanes[Vec<A>::size()];
+  if constexpr (std::is_same_v<A, float>) {
+    return at::vec::vec_reduce_all<A>([&](Vec<A>& a, Vec<A>& b) { return combine(a, b); }, x);
+  }
+  A lanes[Vec<A>::size()];  // at::vec has shuffles for floats only
   x.store(lanes);
   for (int64_t half = Vec<A>::size() / 2; half > 0; half /= 2) {
     for (int64_t lane = 0; lane < half; ++lane) {

@@ -79,13 +79,28 @@ SOFTREG_INLINE Vec<float> load_vec(const T* x) {
   return wide;
 }
 
+SOFTREG_INLINE Vec<float> load_first(const float* x, int64_t count) {
+  return Vec<float>::loadu(x, count);
+}
+SOFTREG_INLINE Vec<double> load_first(const double* x, int64_t count) {
+  return Vec<double>::loadu(x, count);
+}
+
+template <typename T>
+SOFTREG_INLINE Vec<float> load_first(const T* x, int64_t count) {
+  return std::get<0>(at::vec::convert_to_float<T>(Vec<T>::loadu(x, count)));
+}
+
+// The lanes before `count` of x; after them `padding`.
+template <typename A>
+SOFTREG_INLINE Vec<A> padded(Vec<A> x, int64_t count, A padding) {
+  const Vec<A> lane = Vec<A>::arange(A(0), A(1));
+  return Vec<A>::blendv(Vec<A>(padding), x, lane < Vec<A>(static_cast<A>(count)));
+}
+
 template <typename A, typename T>
 SOFTREG_INLINE Vec<A> load_part(const T* x, int64_t count, A padding) {
-  A lanes[Vec<A>::size()];
-  for (int64_t lane = 0; lane < Vec<A>::size(); ++lane) {
-    lanes[lane] = lane < count ? static_cast<A>(x[lane]) : padding;
-  }
-  return Vec<A>::loadu(lanes);
+  return padded(load_first(x, count), count, padding);
 }
 
 SOFTREG_INLINE void store_vec(float* to, Vec<float> x) { x.store(to); }
@@ -98,13 +113,16 @@ SOFTREG_INLINE void store_vec(T* to, Vec<float> x) {
   __builtin_memcpy(to, narrow, Vec<float>::size() * sizeof(T));
 }
 
-template <typename T, typename A>
-SOFTREG_INLINE void store_part(T* to, int64_t count, Vec<A> x) {
-  A lanes[Vec<A>::size()];
-  x.store(lanes);
-  for (int64_t lane = 0; lane < count; ++lane) {
-    to[lane] = static_cast<T>(lanes[lane]);
-  }
+SOFTREG_INLINE void store_part(float* to, int64_t count, Vec<float> x) {
+  x.store(to, static_cast<int>(count));
+}
+SOFTREG_INLINE void store_part(double* to, int64_t count, Vec<double> x) {
+  x.store(to, static_cast<int>(count));
+}
+
+template <typename T>
+SOFTREG_INLINE void store_part(T* to, int64_t count, Vec<float> x) {
+  at::vec::convert_from_float<T>(x, x).store(to, static_cast<int>(count));
 }
 
 }  // namespace softreg
