@@ -10,11 +10,17 @@ namespace {
 // Logits that stay in the first-level cache between the maximum and the sum.
 constexpr int64_t kChunk = 2048;
 
-// Folds x[0, n) into one value; lanes past the end see `padding`.
-template <typename A, typename T, typename Step, typename Combine>
+// Folds x[0, n) into one value; lanes past the end see `padding`. With kFetchNext the chunk behind
+// x is called from memory meanwhile, so that arithmetic and memory do not take turns.
+template <bool kFetchNext, typename A, typename T, typename Step, typename Combine>
 SOFTREG_INLINE A fold_row(const T* x, int64_t n, A init, A padding, Step step, Combine combine) {
   constexpr int64_t width = Vec<A>::size();
-  const auto item = [x](int64_t i) { return load_vec(x + i * width); };
+  const auto item = [x](int64_t i) {
+    if (kFetchNext) {
+      __builtin_prefetch(x + i * width + kChunk);
+    }
+    return load_vec(x + i * width);
+  };
   Vec<A> total = fold_vectors(n / width, Vec<A>(init), item, step, combine);
   if (n % width != 0) {
     total = step(total, load_part(x + n / width * width, n % width, padding));
@@ -24,10 +30,10 @@ SOFTREG_INLINE A fold_row(const T* x, int64_t n, A init, A padding, Step step, C
 
 template <typename A, typename T>
 SOFTREG_INLINE LogSumExp<A> chunk_log_sum_exp(const T* x, int64_t n) {
-  const A max = fold_row<A>(x, n, -INFINITY, -INFINITY, Max(), Max());
+  const A max = fold_row<false, A>(x, n, -INFINITY, -INFINITY, Max(), Max());
   const Vec<A> common(shift(max));
   const auto add_exp = [common](Vec<A> sum, Vec<A> logit) { return sum + vexp(logit - common); };
-  return {max, fold_row<A>(x, n, 0, -INFINITY, add_exp, Sum())};
+  return {max, fold_row<true, A>(x, n, 0, -INFINITY, add_exp, Sum())};
 }
 
 // A chunk of a row's logits, transformed.
