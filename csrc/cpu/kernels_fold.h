@@ -45,10 +45,13 @@ SOFTREG_INLINE V fold_vectors(int64_t n, V init, Item item, Step step, Combine c
 
 template <typename A, typename Combine>
 SOFTREG_INLINE A fold_lanes(Vec<A> x, Combine combine) {
+#if defined(CPU_CAPABILITY_AVX2) || defined(CPU_CAPABILITY_AVX512)
   if constexpr (std::is_same_v<A, float>) {
     return at::vec::vec_reduce_all<A>([&](Vec<A>& a, Vec<A>& b) { return combine(a, b); }, x);
   }
-  A lanes[Vec<A>::size()];  // at::vec has shuffles for floats only
+#endif
+  // In halves too, where at::vec has no shuffles: lane after lane, a sum would round more.
+  A lanes[Vec<A>::size()];
   x.store(lanes);
   for (int64_t half = Vec<A>::size() / 2; half > 0; half /= 2) {
     for (int64_t lane = 0; lane < half; ++lane) {
