@@ -64,7 +64,7 @@ SOFTREG_INLINE F z_term(F z_loss, F lse) {
 
 template <typename F>
 SOFTREG_INLINE F z_term_slope(F z_loss, F lse) {
-  return 2 * z_loss * lse;
+  return F(2) * z_loss * lse;
 }
 
 // sum_c a_c for a label.
@@ -94,7 +94,7 @@ struct RowGradient {
 template <typename F>
 SOFTREG_INLINE RowGradient<F> with_lse_gradient(RowGradient<F> row, F grad_lse, F sum) {
   return {row.softmax_scale * row.upstream + grad_lse / sum, row.weight_scale * row.upstream,
-          row.target_offset * row.upstream, 1};
+          row.target_offset * row.upstream, F(1)};
 }
 
 template <typename F>

@@ -173,30 +173,43 @@ ForwardTotals forward_rows_in_lanes(const ForwardArgs<T, A>& args, int64_t begin
   return totals;
 }
 
-// RowGradient of each lane, all 0 where none flows.
+// What the rows in the lanes need for their gradients.
 template <typename A>
 struct LaneGradients {
   static constexpr int64_t kRows = Vec<A>::size();
   int64_t label[kRows];
-  A flows[kRows] = {}, softmax_scale[kRows] = {}, weight_scale[kRows] = {},
-    target_offset[kRows] = {}, upstream[kRows] = {};
+  Vec<A> flows;  // as a mask
+  RowGradient<Vec<A>> of_rows;
 
   template <typename T>
   LaneGradients(const BackwardArgs<T, A>& args, int64_t row, int64_t count, int64_t& bad_row) {
+    const bool probabilities = args.has_probabilities();
+    A flow[kRows] = {}, counting[kRows] = {}, label_weight[kRows] = {}, upstream[kRows] = {};
     for (int64_t lane = 0; lane < kRows; ++lane) {
       label[lane] = -1;
     }
     for (int64_t lane = 0; lane < count; ++lane) {
       const RowTarget target(args, row + lane, bad_row);
-      if (is_read(args, target)) {
-        const RowGradient<A> gradient = row_gradient(args, row + lane, target);
-        flows[lane] = 1;
-        label[lane] = target.counts ? target.label : -1;
-        softmax_scale[lane] = gradient.softmax_scale;
-        weight_scale[lane] = gradient.weight_scale;
-        target_offset[lane] = gradient.target_offset;
-        upstream[lane] = gradient.upstream;
+      flow[lane] = is_read(args, target);
+      counting[lane] = target.counts;
+      if (target.counts) {
+        label[lane] = target.label;
+        label_weight[lane] = probabilities ? A(1) : class_weight(args, target.label);
+        upstream[lane] = upstream_gradient(args, row + lane);
       }
+    }
+    flows = Vec<A>::loadu(flow) == Vec<A>(1);
+    const Vec<A> counts = Vec<A>::loadu(counting) == Vec<A>(1);
+    const Vec<A> sum = load_part(args.sum + row, count, A(1));
+    of_rows = row_gradient(
+        args, Vec<A>::loadu(label_weight), load_part(args.row_max + row, count, A(0)), sum,
+        probabilities ? load_part(args.coefficient_sum + row, count, A(0)) : Vec<A>(0),
+        Vec<A>::loadu(upstream));
+    if (args.grad_lse) {
+      for (Vec<A>* of : {&of_rows.softmax_scale, &of_rows.weight_scale, &of_rows.target_offset}) {
+        *of = Vec<A>::blendv(Vec<A>(0), *of, counts);
+      }
+      of_rows = with_lse_gradient(of_rows, load_part(args.grad_lse + row, count, A(0)), sum);
     }
   }
 
@@ -220,11 +233,7 @@ int64_t backward_rows_in_lanes(const BackwardArgs<T, A>& args, int64_t begin, in
   for (int64_t row = begin; row < end; row += count) {
     count = args.grad.rows_in_sample(row, lanes_from(args, row, end));
     const LaneGradients<A> gradients(args, row, count, bad_row);
-    const Vec<A> flows = Vec<A>::loadu(gradients.flows) == Vec<A>(1);
-    const Vec<A> upstream = Vec<A>::loadu(gradients.upstream);
-    const Vec<A> scale = Vec<A>::loadu(gradients.softmax_scale);
-    const Vec<A> elsewhere = Vec<A>::loadu(gradients.weight_scale);
-    const Vec<A> at_label = Vec<A>::loadu(gradients.target_offset);
+    const auto& [scale, elsewhere, at_label, upstream] = gradients.of_rows;
     const Vec<A> max = load_part(args.row_max + row, count, A(0));
     for_each_tile(args.classes, [&](int64_t first, int64_t n) {
       load_logits<T, A>(tile, &slopes, args, row, count, first, n);
@@ -243,7 +252,7 @@ int64_t backward_rows_in_lanes(const BackwardArgs<T, A>& args, int64_t begin, in
           grad = grad * slopes[c];
         }
         // Not a product with 0: an ignored row may hold NaN.
-        tile.set(c, Vec<A>::blendv(Vec<A>(0), grad, flows));
+        tile.set(c, Vec<A>::blendv(Vec<A>(0), grad, gradients.flows));
       }
       tile.store(args.grad, row, count, first, n);
     });

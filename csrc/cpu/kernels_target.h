@@ -45,10 +45,11 @@ SOFTREG_INLINE A per_class(const CrossEntropyRows<T, A>& args) {
   return static_cast<A>(args.label_smoothing / args.classes);
 }
 
-template <typename T, typename A>
-SOFTREG_INLINE RowCoefficients<A> row_coefficients(const CrossEntropyRows<T, A>& args,
-                                                   int64_t label) {
-  return {on_target(args) * class_weight(args, label), per_class(args), args.weight_sum};
+// F: of one row, or of the rows in the lanes. `label_weight` is that of the label's class.
+template <typename T, typename A, typename F>
+SOFTREG_INLINE RowCoefficients<F> row_coefficients(const CrossEntropyRows<T, A>& args,
+                                                   F label_weight) {
+  return {F(on_target(args)) * label_weight, F(per_class(args)), F(args.weight_sum)};
 }
 
 template <typename T, typename A>
@@ -57,29 +58,37 @@ SOFTREG_INLINE A upstream_gradient(const BackwardArgs<T, A>& args, int64_t row) 
                         : args.grad_reduced;
 }
 
-// The row's gradient, with what flows into it through the loss (where the row counts) and through
-// lse (always).
+// The gradient of a row that counts, by what flows into it through the loss. `coefficients` is the
+// sum that the forward pass left, read with probabilities only.
+template <typename T, typename A, typename F>
+SOFTREG_INLINE RowGradient<F> row_gradient(const BackwardArgs<T, A>& args, F label_weight, F max,
+                                           F sum, F coefficients, F upstream) {
+  RowGradient<F> gradient{F(0), F(1), F(0), upstream};
+  F on_softmax = coefficients;
+  if (!args.has_probabilities()) {
+    const RowCoefficients<F> of_row = row_coefficients(args, label_weight);
+    on_softmax = coefficient_sum(of_row);
+    gradient.weight_scale = of_row.per_class;
+    gradient.target_offset = target_offset(of_row, label_weight);
+  }
+  if (args.z_loss != 0) {
+    on_softmax = on_softmax + z_term_slope(F(args.z_loss), max + vlog(sum));
+  }
+  gradient.softmax_scale = on_softmax / sum;
+  return gradient;
+}
+
+// Of one row, with what flows into it through the loss (where it counts) and through lse (always).
 template <typename T, typename A>
 SOFTREG_INLINE RowGradient<A> row_gradient(const BackwardArgs<T, A>& args, int64_t row,
                                            RowTarget target) {
   RowGradient<A> gradient;
   const A sum = args.sum[row];
   if (target.counts) {
-    A on_softmax = 0;
-    if (args.has_probabilities()) {
-      on_softmax = args.coefficient_sum[row];
-      gradient.weight_scale = 1;
-    } else {
-      const RowCoefficients<A> of_row = row_coefficients(args, target.label);
-      on_softmax = coefficient_sum(of_row);
-      gradient.weight_scale = of_row.per_class;
-      gradient.target_offset = target_offset(of_row, class_weight(args, target.label));
-    }
-    if (args.z_loss != 0) {
-      on_softmax += z_term_slope(args.z_loss, args.row_max[row] + vlog(sum));
-    }
-    gradient.softmax_scale = on_softmax / sum;
-    gradient.upstream = upstream_gradient(args, row);
+    const bool probabilities = args.has_probabilities();
+    gradient = row_gradient(
+        args, probabilities ? A(1) : class_weight(args, target.label), args.row_max[row], sum,
+        probabilities ? args.coefficient_sum[row] : A(0), upstream_gradient(args, row));
   }
   return args.grad_lse ? with_lse_gradient(gradient, args.grad_lse[row], sum) : gradient;
 }
@@ -99,9 +108,12 @@ SOFTREG_INLINE bool is_read(const BackwardArgs<T, A>& args, RowTarget target) {
 // As the vectors are: another tanh than theirs could put a label's logit above the row's maximum.
 template <typename A>
 SOFTREG_INLINE A transform_one(const LogitTransform<A>& transform, A logit) {
+  if (transform.is_identity) {
+    return logit;
+  }
   A lanes[Vec<A>::size()];
   transform_logit(transform, Vec<A>(logit)).value.store(lanes);
-  return transform.is_identity ? logit : lanes[0];
+  return lanes[0];
 }
 
 // Ends one row of the forward pass. `weighted_nll` is sum_c a_c (lse - x_c) with probabilities,
@@ -122,7 +134,7 @@ SOFTREG_INLINE void add_row(const ForwardArgs<T, A>& args, int64_t row, RowTarge
     const A logit = transform_one(
         args.transform,
         static_cast<A>(args.logits.row(row)[target.label * args.logits.class_stride]));
-    loss = row_loss(row_coefficients(args, target.label),
+    loss = row_loss(row_coefficients(args, class_weight(args, target.label)),
                     negative_log_likelihood(log_sum, logit - max), weighted_nll);
     totals.weight.add(class_weight(args, target.label));
   }
