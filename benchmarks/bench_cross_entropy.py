@@ -10,34 +10,15 @@ import argparse
 import csv
 import json
 import os
-import platform
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
 from cells import grid
 from measure import measure
 from report import best_ratios, write_report
+from surroundings import RESULTS, surroundings
 from tqdm import tqdm
-
-import softreg_ext
-from softreg_ext.info import hardware
-
-RESULTS = Path(__file__).parent / "results"
-
-
-def surroundings() -> dict[str, Any]:
-    """The columns that say where a row was measured."""
-    here = hardware()
-    return {
-        "processor": here["processor"],
-        "cores": here["cores"],
-        "kernels": here["cpu_kernels"],
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "softreg_ext": softreg_ext.__version__,
-    }
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

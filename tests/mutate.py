@@ -31,7 +31,7 @@ MUTATIONS = [
     Mutation("core/cross_entropy.h", "row.per_class * smooth_nll", "row.on_target * smooth_nll"),
     Mutation("core/cross_entropy.h", "row.per_class * row.weight_sum;", "row.per_class;"),
     Mutation("core/cross_entropy.h", "return z_loss * lse * lse;", "return z_loss * lse;"),
-    Mutation("core/cross_entropy.h", "return 2 * z_loss * lse;", "return z_loss * lse;"),
+    Mutation("core/cross_entropy.h", "return F(2) * z_loss * lse;", "return z_loss * lse;"),
     Mutation("core/cross_entropy.h", "row.upstream + grad_lse / sum", "row.upstream + grad_lse"),
     Mutation("core/logit_transform.h", "(F(1) - t) * (F(1) + t)", "(F(1) - t)"),
     Mutation("core/logit_transform.h", "transform.scale / transform.cap", "1 / transform.cap"),
@@ -43,7 +43,16 @@ MUTATIONS = [
     Mutation("cpu/kernels_target.h", "target.counts || args.lse;", "target.counts;"),
     Mutation("cpu/kernels_along_row.h", "weighted ? scale * weights.whole(c)", "false ? scale"),
     Mutation("cpu/kernels_rows_in_lanes.h", "label[lane] - first", "label[lane]"),
-    Mutation("cpu/kernels_rows_in_lanes.h", "flows[lane] = 1;", "flows[lane] = target.counts;"),
+    Mutation("cpu/kernels_rows_in_lanes.h", "is_read(args, target);", "target.counts;"),
+    Mutation(
+        "cpu/kernels_rows_in_lanes.h", "blendv(Vec<A>(0), *of, counts)", "blendv(*of, *of, counts)"
+    ),
+    Mutation("core/cross_entropy.h", "on_target * class_weight * nll", "on_target * nll"),
+    Mutation(
+        "cpu/kernels_fold.h",
+        "A lanes[Vec<A>::size()];\n  x.store(lanes);",
+        "A lanes[Vec<A>::size()] = {};",
+    ),
     Mutation("autograd/composite.cpp", "1 - (y / args.softcap).square()", "1 - (y / args.softcap)"),
     Mutation("autograd/composite.cpp", "2 * args.z_loss *", "args.z_loss *"),
 ]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import bench_cross_entropy
+import bench_training
 import measure
 import pytest
 import report
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from cells import VARIANTS, Cell, grid, make_inputs
 
 import softreg_ext
+from softreg_ext.data import load_dataset, sources
 
 SMALL = Cell((6, 5), "float32", 1)
 
@@ -127,3 +129,18 @@ def test_bad_options(
     with pytest.raises(SystemExit):
         bench_cross_entropy.parse(arguments)
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three loops, one result: only the time may differ."""
+    monkeypatch.setattr(sources, "SYNTHETIC_TRAIN", 300)
+    monkeypatch.setattr(sources, "SYNTHETIC_TEST", 100)
+    dataset = load_dataset("synthetic")
+    monkeypatch.setattr(bench_training, "load_dataset", lambda: dataset)
+    bench_training.main(["--epochs", "1", "--out", str(tmp_path)])
+    with (tmp_path / "training.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["loop"] for row in rows] == list(bench_training.LOOPS)
+    losses = [float(row["train_loss"]) for row in rows]
+    assert max(losses) - min(losses) < 1e-6
+    assert all(float(row["step_us"]) > 0 for row in rows)
