@@ -196,7 +196,8 @@ def test_opcheck(options: dict[str, Any]) -> None:
     target = logits.flip(0).softmax(1)
     reduction = ["none", "mean", "sum"].index(options.get("reduction", "mean"))
     tail = (weight, reduction, -100, options.get("label_smoothing", 0.0))
-    tail = (*tail, options.get("z_loss", 0.0), options.get("logit_scale", 1.0), None)
+    tail = (*tail, options.get("z_loss", 0.0), options.get("logit_scale", 1.0))
+    tail = (*tail, options.get("softcap"))
     ops = torch.ops.softreg_ext
     loss, _, *saved = ops.cross_entropy_forward(logits, target, *tail, False)
     arguments = (torch.randn_like(loss), None, logits, target, *saved, *tail)
