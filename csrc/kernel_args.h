@@ -3,11 +3,15 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "core/compensated_sum.h"
 #include "core/logit_transform.h"
 
 namespace softreg {
+
+template <typename T>
+using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 // A matrix (rows, classes) inside a tensor (N, C, d1, ..., dK) or (N, C). Row r lies at position
 // r % inner of sample r / inner; positions are adjacent, so that inner > 1 puts rows side by side.
@@ -18,14 +22,14 @@ struct RowMatrix {
   int64_t outer_stride = 0;
   int64_t class_stride = 1;
 
-  T* row(int64_t r) const {
+  SOFTREG_INLINE T* row(int64_t r) const {
     return inner == 1 ? data + r * outer_stride : data + r / inner * outer_stride + r % inner;
   }
   // `count`, or fewer where the sample of row r ends before.
-  int64_t rows_in_sample(int64_t r, int64_t count) const {
+  SOFTREG_INLINE int64_t rows_in_sample(int64_t r, int64_t count) const {
     return inner == 1 || count < inner - r % inner ? count : inner - r % inner;
   }
-  bool classes_adjacent() const { return inner == 1 && class_stride == 1; }
+  SOFTREG_INLINE bool classes_adjacent() const { return inner == 1 && class_stride == 1; }
 };
 
 // Class indices, a signed integer of 2, 4 or 8 bytes or an unsigned one of 1.
@@ -35,7 +39,7 @@ struct Labels {
   int64_t bytes;
   int64_t ignore_index;
 
-  int64_t operator[](int64_t row) const {
+  SOFTREG_INLINE int64_t operator[](int64_t row) const {
     switch (bytes) {
       case 1:
         return static_cast<const uint8_t*>(data)[row * stride];
@@ -57,14 +61,16 @@ struct CrossEntropyRows {
   RowMatrix<const T> probabilities;  // the target, or without data: the labels are
   Labels labels;                     // (rows)
   const A* weight;                   // (classes), or null: all 1
-  A weight_sum;                      // sum of weight, or classes; 0 without label smoothing
+  const A* weight_sum;               // of label smoothing, or null: classes
   double label_smoothing;
   A z_loss;
   LogitTransform<A> transform;
 
-  bool has_probabilities() const { return probabilities.data != nullptr; }
+  SOFTREG_INLINE bool has_probabilities() const { return probabilities.data != nullptr; }
   // Whether classes besides the label's have a coefficient, and so their weights a meaning.
-  bool all_classes_count() const { return has_probabilities() || label_smoothing > 0; }
+  SOFTREG_INLINE bool all_classes_count() const {
+    return has_probabilities() || label_smoothing > 0;
+  }
 };
 
 template <typename T, typename A>
@@ -81,9 +87,10 @@ struct BackwardArgs : CrossEntropyRows<T, A> {
   const A* row_max;          // (rows)
   const A* sum;              // (rows)
   const A* coefficient_sum;  // (rows), with probabilities only
-  const T* grad_loss;        // (rows), or null for a reduced loss
+  const T* grad_loss;        // (rows), or null where the host knows it: grad_reduced
   int64_t grad_loss_stride;
-  A grad_reduced;     // then: each row's upstream gradient
+  const double* total_weight;  // what grad_loss is divided by, or null
+  A grad_reduced;
   const A* grad_lse;  // (rows), or null where none flows from there
   RowMatrix<T> grad;  // of the logits, or of a target of probabilities
 };

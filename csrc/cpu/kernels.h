@@ -10,9 +10,6 @@
 
 namespace softreg {
 
-template <typename T>
-using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
 // Each works on the rows [begin, end).
 template <typename T>
 using ForwardKernel = ForwardTotals(const ForwardArgs<T, Accumulator<T>>&, int64_t begin,

@@ -149,7 +149,7 @@ ForwardTotals forward_along_row(const ForwardArgs<T, A>& args, int64_t begin, in
   for (int64_t row = begin; row < end; ++row) {
     const RowTarget target(args, row, totals.bad_row);
     if (!is_read(args, target)) {
-      add_row(args, row, target, A(0), A(0), A(0), A(0), totals);
+      add_row(args, row, target, A(0), A(0), A(0), A(0), A(0), totals);
       continue;
     }
     const T* logits = args.logits.row(row);
@@ -173,7 +173,8 @@ ForwardTotals forward_along_row(const ForwardArgs<T, A>& args, int64_t begin, in
         args.coefficient_sum[row] = static_cast<A>(sums.coefficient.total());
       }
     }
-    add_row(args, row, target, max, state.sum, log_sum, static_cast<A>(weighted_nll), totals);
+    add_row(args, row, target, label_logit(args, row, target), max, state.sum, log_sum,
+            static_cast<A>(weighted_nll), totals);
   }
   return totals;
 }

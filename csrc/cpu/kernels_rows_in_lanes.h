@@ -163,8 +163,8 @@ ForwardTotals forward_rows_in_lanes(const ForwardArgs<T, A>& args, int64_t begin
     const LaneValues<A> coefficient_sums(sums.coefficient);
     for (int64_t lane = 0; lane < count; ++lane) {
       const RowTarget target(args, row + lane, totals.bad_row);
-      add_row(args, row + lane, target, maxima[lane], row_sums[lane], log_sums[lane],
-              weighted_nlls[lane], totals);
+      add_row(args, row + lane, target, label_logit(args, row + lane, target), maxima[lane],
+              row_sums[lane], log_sums[lane], weighted_nlls[lane], totals);
       if (args.has_probabilities()) {
         args.coefficient_sum[row + lane] = coefficient_sums[lane];
       }

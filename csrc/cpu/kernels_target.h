@@ -1,150 +1,27 @@
-// What a row's target says: scalar work, once a row. Included by the kernels alone.
+// A row's target beside the vectors. Included by the kernels alone.
 #pragma once
 
 #include "cpu/kernels_vec.h"
 // after the vectors, whose overloads the formulas call
-#include "core/cross_entropy.h"
-#include "kernel_args.h"
+#include "row_target.h"
 
 namespace softreg {
 namespace {
 
-// One row's label. `counts` is false for an ignored row and for a bad one, which is recorded. With
-// probabilities every row counts and there is no label.
-struct RowTarget {
-  int64_t label = -1;
-  bool counts = true;
-
-  template <typename T, typename A>
-  RowTarget(const CrossEntropyRows<T, A>& args, int64_t row, int64_t& bad_row) {
-    if (args.has_probabilities()) {
-      return;
-    }
-    label = args.labels[row];
-    counts = label != args.labels.ignore_index;
-    if (counts && (label < 0 || label >= args.classes)) {
-      bad_row = row < bad_row ? row : bad_row;
-      counts = false;
-    }
+// The logit of a row's label, transformed as the vectors are: another tanh than theirs could put it
+// above the row's maximum.
+template <typename T, typename A>
+SOFTREG_INLINE A label_logit(const CrossEntropyRows<T, A>& args, int64_t row, RowTarget target) {
+  if (args.has_probabilities() || !target.counts) {
+    return 0;
   }
-};
-
-template <typename T, typename A>
-SOFTREG_INLINE A class_weight(const CrossEntropyRows<T, A>& args, int64_t c) {
-  return args.weight ? args.weight[c] : A(1);
-}
-
-// 1 - s and s / C.
-template <typename T, typename A>
-SOFTREG_INLINE A on_target(const CrossEntropyRows<T, A>& args) {
-  return static_cast<A>(1 - args.label_smoothing);
-}
-
-template <typename T, typename A>
-SOFTREG_INLINE A per_class(const CrossEntropyRows<T, A>& args) {
-  return static_cast<A>(args.label_smoothing / args.classes);
-}
-
-// F: of one row, or of the rows in the lanes. `label_weight` is that of the label's class.
-template <typename T, typename A, typename F>
-SOFTREG_INLINE RowCoefficients<F> row_coefficients(const CrossEntropyRows<T, A>& args,
-                                                   F label_weight) {
-  return {F(on_target(args)) * label_weight, F(per_class(args)), F(args.weight_sum)};
-}
-
-template <typename T, typename A>
-SOFTREG_INLINE A upstream_gradient(const BackwardArgs<T, A>& args, int64_t row) {
-  return args.grad_loss ? static_cast<A>(args.grad_loss[row * args.grad_loss_stride])
-                        : args.grad_reduced;
-}
-
-// The gradient of a row that counts, by what flows into it through the loss. `coefficients` is the
-// sum that the forward pass left, read with probabilities only.
-template <typename T, typename A, typename F>
-SOFTREG_INLINE RowGradient<F> row_gradient(const BackwardArgs<T, A>& args, F label_weight, F max,
-                                           F sum, F coefficients, F upstream) {
-  RowGradient<F> gradient{F(0), F(1), F(0), upstream};
-  F on_softmax = coefficients;
-  if (!args.has_probabilities()) {
-    const RowCoefficients<F> of_row = row_coefficients(args, label_weight);
-    on_softmax = coefficient_sum(of_row);
-    gradient.weight_scale = of_row.per_class;
-    gradient.target_offset = target_offset(of_row, label_weight);
-  }
-  if (args.z_loss != 0) {
-    on_softmax = on_softmax + z_term_slope(F(args.z_loss), max + vlog(sum));
-  }
-  gradient.softmax_scale = on_softmax / sum;
-  return gradient;
-}
-
-// Of one row, with what flows into it through the loss (where it counts) and through lse (always).
-template <typename T, typename A>
-SOFTREG_INLINE RowGradient<A> row_gradient(const BackwardArgs<T, A>& args, int64_t row,
-                                           RowTarget target) {
-  RowGradient<A> gradient;
-  const A sum = args.sum[row];
-  if (target.counts) {
-    const bool probabilities = args.has_probabilities();
-    gradient = row_gradient(
-        args, probabilities ? A(1) : class_weight(args, target.label), args.row_max[row], sum,
-        probabilities ? args.coefficient_sum[row] : A(0), upstream_gradient(args, row));
-  }
-  return args.grad_lse ? with_lse_gradient(gradient, args.grad_lse[row], sum) : gradient;
-}
-
-// Whether a row's logits are read, forward; backward, whether a gradient flows into them. Not where
-// the row is ignored, unless lse is asked for.
-template <typename T, typename A>
-SOFTREG_INLINE bool is_read(const ForwardArgs<T, A>& args, RowTarget target) {
-  return target.counts || args.lse;
-}
-
-template <typename T, typename A>
-SOFTREG_INLINE bool is_read(const BackwardArgs<T, A>& args, RowTarget target) {
-  return target.counts || args.grad_lse;
-}
-
-// As the vectors are: another tanh than theirs could put a label's logit above the row's maximum.
-template <typename A>
-SOFTREG_INLINE A transform_one(const LogitTransform<A>& transform, A logit) {
-  if (transform.is_identity) {
+  const A logit = static_cast<A>(args.logits.row(row)[target.label * args.logits.class_stride]);
+  if (args.transform.is_identity) {
     return logit;
   }
   A lanes[Vec<A>::size()];
-  transform_logit(transform, Vec<A>(logit)).value.store(lanes);
+  transform_logit(args.transform, Vec<A>(logit)).value.store(lanes);
   return lanes[0];
-}
-
-// Ends one row of the forward pass. `weighted_nll` is sum_c a_c (lse - x_c) with probabilities,
-// else what the smoothing asks for.
-template <typename T, typename A>
-SOFTREG_INLINE void add_row(const ForwardArgs<T, A>& args, int64_t row, RowTarget target, A max,
-                            A sum, A log_sum, A weighted_nll, ForwardTotals& totals) {
-  args.row_max[row] = max;
-  args.sum[row] = sum;
-  if (args.lse) {
-    args.lse[row] = max + log_sum;
-  }
-  A loss = 0;
-  if (args.has_probabilities()) {
-    loss = weighted_nll;
-    totals.weight.add(1);
-  } else if (target.counts) {
-    const A logit = transform_one(
-        args.transform,
-        static_cast<A>(args.logits.row(row)[target.label * args.logits.class_stride]));
-    loss = row_loss(row_coefficients(args, class_weight(args, target.label)),
-                    negative_log_likelihood(log_sum, logit - max), weighted_nll);
-    totals.weight.add(class_weight(args, target.label));
-  }
-  if (args.z_loss != 0 && target.counts) {
-    loss += z_term(args.z_loss, max + log_sum);
-  }
-  totals.loss.add(loss);
-  if (args.loss) {
-    args.loss[row] = static_cast<T>(loss);
-  }
 }
 
 }  // namespace

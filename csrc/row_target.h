@@ -1,0 +1,144 @@
+// What a row's target says, and what a row's results make of it: scalar work, once a row, the same
+// on every device. Included by the kernels alone, after the values whose overloads the formulas
+// call: no argument-dependent lookup finds those of a SIMD vector.
+#pragma once
+
+#include "core/cross_entropy.h"
+#include "kernel_args.h"
+
+namespace softreg {
+namespace {
+
+// One row's label. `counts` is false for an ignored row and for a bad one, which is recorded. With
+// probabilities every row counts and there is no label.
+struct RowTarget {
+  int64_t label = -1;
+  bool counts = true;
+
+  RowTarget() = default;
+  template <typename T, typename A>
+  SOFTREG_INLINE RowTarget(const CrossEntropyRows<T, A>& args, int64_t row, int64_t& bad_row) {
+    if (args.has_probabilities()) {
+      return;
+    }
+    label = args.labels[row];
+    counts = label != args.labels.ignore_index;
+    if (counts && (label < 0 || label >= args.classes)) {
+      bad_row = row < bad_row ? row : bad_row;
+      counts = false;
+    }
+  }
+};
+
+template <typename T, typename A>
+SOFTREG_INLINE A class_weight(const CrossEntropyRows<T, A>& args, int64_t c) {
+  return args.weight ? args.weight[c] : A(1);
+}
+
+// 1 - s and s / C.
+template <typename T, typename A>
+SOFTREG_INLINE A on_target(const CrossEntropyRows<T, A>& args) {
+  return static_cast<A>(1 - args.label_smoothing);
+}
+
+template <typename T, typename A>
+SOFTREG_INLINE A per_class(const CrossEntropyRows<T, A>& args) {
+  return static_cast<A>(args.label_smoothing / args.classes);
+}
+
+// F: of one row, or of the rows in the lanes. `label_weight` is that of the label's class.
+template <typename T, typename A, typename F>
+SOFTREG_INLINE RowCoefficients<F> row_coefficients(const CrossEntropyRows<T, A>& args,
+                                                   F label_weight) {
+  const F weight_sum(args.weight_sum ? *args.weight_sum : static_cast<A>(args.classes));
+  return {F(on_target(args)) * label_weight, F(per_class(args)), weight_sum};
+}
+
+template <typename T, typename A>
+SOFTREG_INLINE A upstream_gradient(const BackwardArgs<T, A>& args, int64_t row) {
+  if (!args.grad_loss) {
+    return args.grad_reduced;
+  }
+  const A upstream = static_cast<A>(args.grad_loss[row * args.grad_loss_stride]);
+  // Divided in double: one rounding, not three.
+  return args.total_weight ? static_cast<A>(upstream / *args.total_weight) : upstream;
+}
+
+// The gradient of a row that counts, by what flows into it through the loss. `coefficients` is the
+// sum that the forward pass left, read with probabilities only.
+template <typename T, typename A, typename F>
+SOFTREG_INLINE RowGradient<F> row_gradient(const BackwardArgs<T, A>& args, F label_weight, F max,
+                                           F sum, F coefficients, F upstream) {
+  RowGradient<F> gradient{F(0), F(1), F(0), upstream};
+  F on_softmax = coefficients;
+  if (!args.has_probabilities()) {
+    const RowCoefficients<F> of_row = row_coefficients(args, label_weight);
+    on_softmax = coefficient_sum(of_row);
+    gradient.weight_scale = of_row.per_class;
+    gradient.target_offset = target_offset(of_row, label_weight);
+  }
+  if (args.z_loss != 0) {
+    on_softmax = on_softmax + z_term_slope(F(args.z_loss), max + vlog(sum));
+  }
+  gradient.softmax_scale = on_softmax / sum;
+  return gradient;
+}
+
+// Of one row, with what flows into it through the loss (where it counts) and through lse (always).
+template <typename T, typename A>
+SOFTREG_INLINE RowGradient<A> row_gradient(const BackwardArgs<T, A>& args, int64_t row,
+                                           RowTarget target) {
+  RowGradient<A> gradient;
+  const A sum = args.sum[row];
+  if (target.counts) {
+    const bool probabilities = args.has_probabilities();
+    gradient = row_gradient(
+        args, probabilities ? A(1) : class_weight(args, target.label), args.row_max[row], sum,
+        probabilities ? args.coefficient_sum[row] : A(0), upstream_gradient(args, row));
+  }
+  return args.grad_lse ? with_lse_gradient(gradient, args.grad_lse[row], sum) : gradient;
+}
+
+// Whether a row's logits are read, forward; backward, whether a gradient flows into them. Not where
+// the row is ignored, unless lse is asked for.
+template <typename T, typename A>
+SOFTREG_INLINE bool is_read(const ForwardArgs<T, A>& args, RowTarget target) {
+  return target.counts || args.lse;
+}
+
+template <typename T, typename A>
+SOFTREG_INLINE bool is_read(const BackwardArgs<T, A>& args, RowTarget target) {
+  return target.counts || args.grad_lse;
+}
+
+// Ends one row of the forward pass. `label_logit` is the transformed logit of a row that counts,
+// `weighted_nll` sum_c a_c (lse - x_c) with probabilities, else what the smoothing asks for.
+template <typename T, typename A>
+SOFTREG_INLINE void add_row(const ForwardArgs<T, A>& args, int64_t row, RowTarget target,
+                            A label_logit, A max, A sum, A log_sum, A weighted_nll,
+                            ForwardTotals& totals) {
+  args.row_max[row] = max;
+  args.sum[row] = sum;
+  if (args.lse) {
+    args.lse[row] = max + log_sum;
+  }
+  A loss = 0;
+  if (args.has_probabilities()) {
+    loss = weighted_nll;
+    totals.weight.add(1);
+  } else if (target.counts) {
+    loss = row_loss(row_coefficients(args, class_weight(args, target.label)),
+                    negative_log_likelihood(log_sum, label_logit - max), weighted_nll);
+    totals.weight.add(class_weight(args, target.label));
+  }
+  if (args.z_loss != 0 && target.counts) {
+    loss += z_term(args.z_loss, max + log_sum);
+  }
+  totals.loss.add(loss);
+  if (args.loss) {
+    args.loss[row] = static_cast<T>(loss);
+  }
+}
+
+}  // namespace
+}  // namespace softreg
