@@ -1,0 +1,36 @@
+// The launchers of the kernels, for the host (cuda/cross_entropy.cpp): sources for nvcc include no
+// ATen header, which it would parse once for each architecture.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "kernel_args.h"
+
+namespace softreg {
+
+// What becomes of all rows together, on the device.
+template <typename T>
+struct ForwardResult {
+  T* loss;  // (), or null where each row keeps its own
+  bool is_mean;
+  double* total_weight;  // ()
+};
+
+// Device memory that the forward pass needs meanwhile, in bytes.
+template <typename T>
+int64_t forward_workspace(const ForwardArgs<T, Accumulator<T>>& args, int64_t multiprocessors);
+
+template <typename T>
+cudaError_t launch_forward(const ForwardArgs<T, Accumulator<T>>& args,
+                           const ForwardResult<T>& result, void* workspace, int64_t multiprocessors,
+                           cudaStream_t stream);
+
+// The gradient of the logits, and that of a target of probabilities.
+template <typename T>
+cudaError_t launch_backward(const BackwardArgs<T, Accumulator<T>>& args, cudaStream_t stream);
+template <typename T>
+cudaError_t launch_grad_target(const BackwardArgs<T, Accumulator<T>>& args, cudaStream_t stream);
+
+}  // namespace softreg

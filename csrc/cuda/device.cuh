@@ -1,0 +1,64 @@
+// What the kernels ask of a GPU beyond C++, all of it in one place. Included by the kernels alone.
+#pragma once
+
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+#include <cuda_runtime.h>
+
+#include "core/value.h"
+#include "kernel_args.h"
+
+namespace softreg {
+namespace {
+
+constexpr int kWarp = 32;
+
+// x of the lane whose number differs in the bit `bit`. Every lane of the warp takes part.
+template <typename X>
+__device__ __forceinline__ X shuffle_xor(X x, int bit) {
+  return __shfl_xor_sync(0xffffffffu, x, bit);
+}
+
+// What one thread moves with one instruction.
+template <typename T>
+struct alignas(16) Pack {
+  static constexpr int kItems = 16 / sizeof(T);
+  T items[kItems];
+};
+
+// exp as a sum over logits of type T needs it: beside the rounding of a half type's logits the
+// 2^-21 of the hardware's exponential is nothing.
+template <typename T>
+__device__ __forceinline__ Accumulator<T> exp_for_sum(Accumulator<T> x) {
+  if constexpr (sizeof(T) == 2) {
+    return __expf(x);
+  } else {
+    return vexp(x);
+  }
+}
+
+// Logits as they are, and no class that counts besides the label: kernels compiled for no more than
+// that take half the registers, so that twice as many threads wait for memory at a time.
+template <typename T, typename A>
+bool is_plain(const CrossEntropyRows<T, A>& args) {
+  return args.transform.is_identity && !args.all_classes_count();
+}
+
+// By the function, not by <<<>>>, which is no C++.
+template <typename... Parameters, typename... Given>
+cudaError_t launch(void (*kernel)(Parameters...), dim3 blocks, int threads, cudaStream_t stream,
+                   Given&&... given) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = blocks;
+  config.blockDim = dim3(threads);
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, given...);
+}
+
+__device__ __forceinline__ void assert_labels_in_range(int64_t bad_row) {
+  CUDA_KERNEL_ASSERT_MSG(bad_row == kNoBadRow,
+                         "cross_entropy: target is neither in [0, classes) nor ignore_index");
+}
+
+}  // namespace
+}  // namespace softreg

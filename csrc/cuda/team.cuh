@@ -1,0 +1,96 @@
+// Threads that share a row, and what they do together. Included by the kernels alone.
+#pragma once
+
+#include "core/row_state.h"
+#include "cuda/device.cuh"
+
+namespace softreg {
+namespace {
+
+constexpr int kMostThreads = 1024;
+constexpr int kMostWarps = kMostThreads / kWarp;
+
+// A power of two of adjacent threads: a part of a warp, or all of the block.
+struct Team {
+  int size;
+
+  __device__ int lane() const { return threadIdx.x % static_cast<unsigned>(size); }
+  __device__ int index() const { return threadIdx.x / static_cast<unsigned>(size); }
+  __device__ int per_block() const { return blockDim.x / static_cast<unsigned>(size); }
+};
+
+// Of `width` adjacent lanes, in each of them. Every lane of the warp takes part.
+template <typename X, typename Combine>
+__device__ __forceinline__ X fold_lanes(X x, int width, Combine combine) {
+  for (int bit = width / 2; bit > 0; bit /= 2) {
+    x = combine(x, shuffle_xor(x, bit));
+  }
+  return x;
+}
+
+struct Sum {
+  template <typename X>
+  __device__ X operator()(X a, X b) const {
+    return a + b;
+  }
+};
+
+// The maximum first: one exponential a lane then, not one a step.
+template <typename A>
+__device__ __forceinline__ RowState<A> merge_lanes(RowState<A> state, int width, bool weighted) {
+  const A max = fold_lanes(state.exp.max, width, [](A a, A b) { return vmax(a, b); });
+  state = relative_to(state, max, weighted);
+  state.exp.sum = fold_lanes(state.exp.sum, width, Sum());
+  if (weighted) {
+    state.coefficient = fold_lanes(state.coefficient, width, Sum());
+    state.logit = fold_lanes(state.logit, width, Sum());
+  }
+  return state;
+}
+
+// The state of a team's row, in each of its threads. Of two merges in a row by the same block each
+// uses the other half of `shared`: one barrier is enough then.
+template <typename A>
+struct TeamMerge {
+  RowState<A> (*shared)[kMostWarps];
+  int half = 0;
+
+  __device__ RowState<A> operator()(RowState<A> state, Team team, bool weighted) {
+    if (team.size <= kWarp) {
+      return merge_lanes(state, team.size, weighted);
+    }
+    state = merge_lanes(state, kWarp, weighted);
+    const int lane = threadIdx.x % kWarp;
+    if (lane == 0) {
+      shared[half][threadIdx.x / kWarp] = state;
+    }
+    __syncthreads();
+    state = lane < team.size / kWarp ? shared[half][lane] : RowState<A>::empty();
+    half ^= 1;
+    return merge_lanes(state, kWarp, weighted);
+  }
+};
+
+// Sums over rows: of the losses, and of what the mean divides by.
+struct Totals {
+  double loss, weight;
+};
+
+// Over the block's threads, in thread 0.
+__device__ inline Totals sum_over_block(Totals totals) {
+  __shared__ Totals of_warps[kMostWarps];
+  const auto over_lanes = [](Totals x) {
+    return Totals{fold_lanes(x.loss, kWarp, Sum()), fold_lanes(x.weight, kWarp, Sum())};
+  };
+  totals = over_lanes(totals);
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  if (lane == 0) {
+    of_warps[warp] = totals;
+  }
+  __syncthreads();
+  const int warps = blockDim.x / kWarp;
+  return over_lanes(lane < warps ? of_warps[lane] : Totals{0, 0});
+}
+
+}  // namespace
+}  // namespace softreg

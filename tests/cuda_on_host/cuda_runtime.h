@@ -1,0 +1,88 @@
+// In front of CUDA's own header on the include path, this one lets the host's compiler build the
+// kernels of csrc/cuda as they are: for tests where there is no GPU. A block's threads are fibers on
+// one thread of the host, or, with CUDA_ON_HOST_THREADS, threads of it, for a race detector to watch.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <utility>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __grid_constant__
+// One block runs at a time.
+#define __shared__ static
+
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+// Of the CUDA thread that runs.
+extern thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace cuda_on_host {
+
+constexpr int kWarp = 32;
+
+void run_kernel(dim3 blocks, dim3 threads, void (*body)(void*), void* arguments);
+
+// Waits for the block; for the warp.
+void wait_for_block();
+void wait_for_warp();
+// 16 bytes of a lane of this warp, for the others to see.
+struct alignas(16) Slot {
+  unsigned char bytes[16];
+};
+Slot& slot_of_lane(int lane);
+
+template <typename X>
+X shuffle_xor(unsigned mask, X x, int bit) {
+  static_assert(sizeof(X) <= sizeof(Slot));
+  if (mask != 0xffffffffu) {
+    std::abort();
+  }
+  const int lane = threadIdx.x % kWarp;
+  __builtin_memcpy(slot_of_lane(lane).bytes, &x, sizeof(X));
+  wait_for_warp();
+  __builtin_memcpy(&x, slot_of_lane(lane ^ bit).bytes, sizeof(X));
+  wait_for_warp();
+  return x;
+}
+
+}  // namespace cuda_on_host
+
+#define __syncthreads cuda_on_host::wait_for_block
+#define __shfl_xor_sync cuda_on_host::shuffle_xor
+
+inline float __expf(float x) { return ::expf(x); }
+
+using cudaStream_t = void*;
+enum cudaError_t { cudaSuccess = 0 };
+
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  cudaStream_t stream;
+};
+
+template <typename... Parameters, typename... Given>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               Given&&... given) {
+  auto call = [&] { kernel(Parameters(given)...); };
+  cuda_on_host::run_kernel(
+      config->gridDim, config->blockDim, [](void* f) { (*static_cast<decltype(call)*>(f))(); },
+      &call);
+  return cudaSuccess;
+}
+
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
+
+// Few, so that small inputs go every way: a block a row, several, columns split.
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  *value = 3;
+  return cudaSuccess;
+}
