@@ -12,14 +12,14 @@ SOURCES = sorted(path for path in CSRC.rglob("*") if path.suffix in (".h", ".cpp
 # The first pattern that matches a path below csrc/ gives its layer; 5 is the lowest.
 LAYERS = [
     (r"core/", 5),
-    (r"kernel_args\.h|row_target\.h|cpu/kernels|cuda/\w+\.cuh?$|cuda/\w+_kernel\.h", 4),
+    (r"kernel_args\.h|row_target\.h|cpu/kernels|cuda/\w+\.cuh?$|cuda/(\w+_kernel|launch_plan)\.h", 4),
     (r"cpu/|cuda/|meta/|args\.|checks\.|row_matrix\.|kernel_inputs\.", 3),
     (r"autograd/|ops\.|module\.cpp", 2),
 ]
 # What a layer may include from outside, as patterns of <...>.
 OUTSIDE = {
     5: r"math\.h",
-    4: r"cstdint|type_traits|cuda_\w+\.h|ATen/cpu/vec/\w+\.h|c10/util/(BFloat16|Half)\.h",
+    4: r"algorithm|cstdint|type_traits|cuda_\w+\.h|ATen/cpu/vec/\w+\.h|c10/util/(BFloat16|Half)\.h",
 }
 
 
