@@ -12,7 +12,10 @@ SOURCES = sorted(path for path in CSRC.rglob("*") if path.suffix in (".h", ".cpp
 # The first pattern that matches a path below csrc/ gives its layer; 5 is the lowest.
 LAYERS = [
     (r"core/", 5),
-    (r"kernel_args\.h|row_target\.h|cpu/kernels|cuda/\w+\.cuh?$|cuda/(\w+_kernel|launch_plan)\.h", 4),
+    (
+        r"kernel_args\.h|row_target\.h|cpu/kernels|cuda/\w+\.cuh?$|cuda/(\w+_kernel|launch_plan)\.h",
+        4,
+    ),
     (r"cpu/|cuda/|meta/|args\.|checks\.|row_matrix\.|kernel_inputs\.", 3),
     (r"autograd/|ops\.|module\.cpp", 2),
 ]
