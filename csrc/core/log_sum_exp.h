@@ -21,12 +21,17 @@ SOFTREG_INLINE F shift(F max) {
   return zero_if_neg_inf(max);
 }
 
+// The same logits, relative to a maximum that is no smaller.
+template <typename F>
+SOFTREG_INLINE LogSumExp<F> relative_to(LogSumExp<F> state, F max) {
+  return {max, state.sum * vexp(state.max - shift(max))};
+}
+
 // The state of both sets of logits together; an empty state changes nothing.
 template <typename F>
 SOFTREG_INLINE LogSumExp<F> merge(LogSumExp<F> a, LogSumExp<F> b) {
   const F max = vmax(a.max, b.max);
-  const F common = shift(max);
-  return {max, a.sum * vexp(a.max - common) + b.sum * vexp(b.max - common)};
+  return {max, relative_to(a, max).sum + relative_to(b, max).sum};
 }
 
 // Near the logsumexp, and finite: what sums of weighted logits are taken relative to, so that an

@@ -20,11 +20,10 @@ struct RowState {
 // coefficients.
 template <typename F>
 SOFTREG_INLINE RowState<F> relative_to(RowState<F> state, F max, bool weighted) {
-  const F to = shift(max);
   if (weighted) {
-    state.logit += state.coefficient * (static_cast<double>(shift(state.exp.max)) - to);
+    state.logit += state.coefficient * (static_cast<double>(shift(state.exp.max)) - shift(max));
   }
-  state.exp = {max, state.exp.sum * vexp(state.exp.max - to)};
+  state.exp = relative_to(state.exp, max);
   return state;
 }
 
