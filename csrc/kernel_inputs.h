@@ -14,13 +14,17 @@
 
 namespace softreg {
 
+// The sum of the class weights, a scalar of their dtype and where they are, taken in double: how it
+// costs least is each device's own.
+using WeightSum = at::Tensor(const at::Tensor& weight);
+
 // The tensors behind the pointers of CrossEntropyRows, made fit for the kernels where they are not.
 template <typename T>
 class KernelInputs {
  public:
   using A = Accumulator<T>;
 
-  explicit KernelInputs(const CrossEntropyArgs& args) {
+  KernelInputs(const CrossEntropyArgs& args, WeightSum* weight_sum) {
     rows_.rows = row_count(args.logits).expect_int();
     rows_.classes = args.logits.size(args.class_dim());
     rows_.label_smoothing = args.label_smoothing;
@@ -46,7 +50,7 @@ class KernelInputs {
       weight_ = args.weight->to(accumulated).contiguous();
       rows_.weight = weight_.const_data_ptr<A>();
       if (args.label_smoothing > 0) {
-        weight_sum_ = weight_.sum(at::kDouble).to(accumulated);
+        weight_sum_ = weight_sum(weight_);
         rows_.weight_sum = weight_sum_.const_data_ptr<A>();
       }
     }
@@ -90,8 +94,8 @@ class GradientTensors {
   using A = Accumulator<T>;
 
   GradientTensors(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad,
-                  const at::Tensor& result)
-      : inputs_(args), grad_loss_(grad.grad_loss), result_(result) {
+                  const at::Tensor& result, WeightSum* weight_sum)
+      : inputs_(args, weight_sum), grad_loss_(grad.grad_loss), result_(result) {
     // One stride for all rows: loss.sum() sends an expanded scalar, others may need a copy.
     if (grad_loss_.dim() > 1 && !is_expanded_scalar(grad_loss_)) {
       grad_loss_ = grad_loss_.contiguous();

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <numeric>
 
 #include "args.h"
 #include "checks.h"
@@ -50,9 +51,19 @@ struct RowBlocks {
   }
 };
 
+at::Tensor weight_sum_cpu(const at::Tensor& weight) {
+  const at::Tensor sum = at::empty({}, weight.options());
+  AT_DISPATCH_FLOATING_TYPES(weight.scalar_type(), "weight_sum_cpu", [&] {
+    const scalar_t* of_class = weight.const_data_ptr<scalar_t>();
+    const double total = std::accumulate(of_class, of_class + weight.numel(), 0.0);
+    *sum.mutable_data_ptr<scalar_t>() = static_cast<scalar_t>(total);
+  });
+  return sum;
+}
+
 template <typename T>
 void forward_typed(const CrossEntropyArgs& args, const ForwardOutputs& outputs) {
-  const KernelInputs<T> inputs(args);
+  const KernelInputs<T> inputs(args, weight_sum_cpu);
   const ForwardArgs<T, Accumulator<T>> kernel_args = forward_args(args, inputs, outputs);
   const int64_t rows = kernel_args.rows, classes = kernel_args.classes;
 
@@ -84,7 +95,7 @@ void forward_typed(const CrossEntropyArgs& args, const ForwardOutputs& outputs) 
 template <typename T>
 void gradient_typed(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad,
                     GradientKernel<T>* kernel, const at::Tensor& result) {
-  const GradientTensors<T> tensors(args, grad, result);
+  const GradientTensors<T> tensors(args, grad, result, weight_sum_cpu);
   BackwardArgs<T, Accumulator<T>> kernel_args = tensors.kernel_args();
   if (tensors.is_reduced()) {  // divided once, not once a row
     const double divisor = kernel_args.total_weight ? *kernel_args.total_weight : 1;

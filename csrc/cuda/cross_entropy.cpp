@@ -19,9 +19,13 @@ int64_t multiprocessors(c10::DeviceIndex device) {
   return count;
 }
 
+at::Tensor weight_sum_cuda(const at::Tensor& weight) {
+  return weight.sum(at::kDouble).to(weight.scalar_type());
+}
+
 template <typename T>
 void forward_typed(const CrossEntropyArgs& args, const ForwardOutputs& outputs) {
-  const KernelInputs<T> inputs(args);
+  const KernelInputs<T> inputs(args, weight_sum_cuda);
   const ForwardArgs<T, Accumulator<T>> kernel_args = forward_args(args, inputs, outputs);
   const bool per_row = args.reduction == Reduction::kNone;
   const ForwardResult<T> result{per_row ? nullptr : outputs.loss.mutable_data_ptr<T>(),
@@ -44,7 +48,7 @@ void gradient_typed(const CrossEntropyArgs& args, const CrossEntropyGradArgs& gr
   if (result.numel() == 0) {
     return;
   }
-  const GradientTensors<T> tensors(args, grad, result);
+  const GradientTensors<T> tensors(args, grad, result, weight_sum_cuda);
   C10_CUDA_CHECK(launch(tensors.kernel_args(), c10::cuda::getCurrentCUDAStream()));
   tensors.copy_to_result();
 }
