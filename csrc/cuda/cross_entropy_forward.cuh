@@ -3,9 +3,8 @@
 
 #include "cuda/cross_entropy_kernel.h"
 #include "cuda/launch_plan.h"
-#include "cuda/row_slots.cuh"
+#include "cuda/slot_coefficients.cuh"
 #include "cuda/team.cuh"
-#include "row_target.h"
 
 namespace softreg {
 namespace {
@@ -62,32 +61,18 @@ __device__ __forceinline__ RowState<Accumulator<T>> state_of_slots(
     state.exp.sum += sum;
   }
   if (!kPlain && args.all_classes_count()) {
-    const RowItems<const A> weights(args.weight, 1, args.classes, slots.head);
-    const A on = on_target(args), per = per_class(args);
 #pragma unroll
     for (int s = 0; s < kForwardSlots<T>; ++s) {
-      SlotItems<A, kWidth> weight;
-      SlotItems<T, kWidth> probability;
-      if (args.weight) {
-        weight = weights.template load<kWidth>(first[s], A(0));
-      }
-      if (args.has_probabilities()) {
-        probability = items_of(args.probabilities, row, args.classes, slots.head)
-                          .template load<kWidth>(first[s], T(0));
-      }
-      A coefficients = 0, products = 0;
+      SlotItems<A, kWidth> of_class = coefficients(args, row, first[s], slots.head);
+      A sum = 0, products = 0;
 #pragma unroll
       for (int i = 0; i < kWidth; ++i) {
         if (logits.holds(first[s] + i)) {
-          const A w = args.weight ? weight[i] : A(1);
-          const A a = args.has_probabilities()
-                          ? probability_coefficient(w, static_cast<A>(probability[i]), on, per)
-                          : w;
-          coefficients += a;
-          products += a * (x[s][i] - common);
+          sum += of_class[i];
+          products += of_class[i] * (x[s][i] - common);
         }
       }
-      state.coefficient += coefficients;
+      state.coefficient += sum;
       state.logit += products;
     }
   }

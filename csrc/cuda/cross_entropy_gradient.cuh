@@ -3,8 +3,8 @@
 
 #include "cuda/cross_entropy_kernel.h"
 #include "cuda/launch_plan.h"
-#include "cuda/row_slots.cuh"
-#include "row_target.h"
+#include "cuda/slot_coefficients.cuh"
+#include "cuda/team.cuh"
 
 namespace softreg {
 namespace {
@@ -38,17 +38,15 @@ struct LogitGradients {
 
   __device__ __forceinline__ SlotItems<T, kWidth> of(int64_t first,
                                                      SlotItems<T, kWidth> raw) const {
-    SlotItems<A, kWidth> offset;
-#pragma unroll
-    for (int i = 0; i < kWidth; ++i) {
-      offset[i] = gradient.weight_scale;
-    }
-    if (!kPlain && args.all_classes_count()) {
-      scale_offsets(first, offset);
+    const bool weighted = !kPlain && args.all_classes_count();
+    SlotItems<A, kWidth> of_class;
+    if (weighted) {
+      of_class = coefficients(args, row, first, head);
     }
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) {
-      const A at = first + i == label ? gradient.target_offset : offset[i];
+      const A elsewhere = weighted ? gradient.weight_scale * of_class[i] : gradient.weight_scale;
+      const A at = first + i == label ? gradient.target_offset : elsewhere;
       const A x = static_cast<A>(raw[i]);
       if (kPlain || args.transform.is_identity) {
         raw[i] =
@@ -60,28 +58,6 @@ struct LogitGradients {
       }
     }
     return raw;
-  }
-
-  // By w_c for labels, by a_c for probabilities.
-  __device__ __forceinline__ void scale_offsets(int64_t first, SlotItems<A, kWidth>& offset) const {
-    const A on = on_target(args), per = per_class(args);
-    SlotItems<A, kWidth> weight;
-    SlotItems<T, kWidth> probability;
-    if (args.weight) {
-      weight =
-          RowItems<const A>(args.weight, 1, args.classes, head).template load<kWidth>(first, A(0));
-    }
-    if (args.has_probabilities()) {
-      probability =
-          items_of(args.probabilities, row, args.classes, head).template load<kWidth>(first, T(0));
-    }
-#pragma unroll
-    for (int i = 0; i < kWidth; ++i) {
-      const A w = args.weight ? weight[i] : A(1);
-      offset[i] *= args.has_probabilities()
-                       ? probability_coefficient(w, static_cast<A>(probability[i]), on, per)
-                       : w;
-    }
   }
 };
 
@@ -106,19 +82,15 @@ struct TargetGradients {
 
   __device__ __forceinline__ SlotItems<T, kWidth> of(int64_t first,
                                                      SlotItems<T, kWidth> raw) const {
-    SlotItems<A, kWidth> weight;
-    if (args.weight) {
-      weight =
-          RowItems<const A>(args.weight, 1, args.classes, head).template load<kWidth>(first, A(0));
-    }
+    SlotItems<A, kWidth> weight = class_weights(args, first, head);
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) {
       A x = static_cast<A>(raw[i]);
       if (!kPlain && !args.transform.is_identity) {
         x = transform_logit(args.transform, x).value;
       }
-      raw[i] = static_cast<T>(probability_gradient(
-          args.weight ? weight[i] : A(1), on, negative_log_likelihood(log_sum, x - max), upstream));
+      raw[i] = static_cast<T>(
+          probability_gradient(weight[i], on, negative_log_likelihood(log_sum, x - max), upstream));
     }
     return raw;
   }
@@ -129,24 +101,23 @@ __global__ void __launch_bounds__(512, 1)
     cross_entropy_gradient_kernel(const __grid_constant__ BackwardArgs<T, Accumulator<T>> args,
                                   int threads_of_row) {
   constexpr int kWidth = Pack<T>::kItems;
-  const int index = threadIdx.x / static_cast<unsigned>(threads_of_row);
-  const int lane = threadIdx.x % static_cast<unsigned>(threads_of_row);
-  const int64_t rows_at_once = blockDim.x / static_cast<unsigned>(threads_of_row);
-  const int64_t step = static_cast<int64_t>(threads_of_row) * kGradientSlots<T> * gridDim.y;
-  for (int64_t row = blockIdx.x * rows_at_once + index; row < args.rows;
+  const Team team{threads_of_row};
+  const int64_t rows_at_once = team.per_block();
+  const int64_t step = static_cast<int64_t>(team.size) * kGradientSlots<T> * gridDim.y;
+  for (int64_t row = blockIdx.x * rows_at_once + team.index(); row < args.rows;
        row += gridDim.x * rows_at_once) {
     const RowSlots<T> slots(args.grad.row(row), args.grad.classes_adjacent(), args.classes);
     const RowItems<T> grad = items_of(args.grad, row, args.classes, slots.head);
     const RowItems<const T> logits = items_of(args.logits, row, args.classes, slots.head);
     const Gradients<T, kPlain> gradients(args, row, slots.head);
     for (int64_t begin =
-             static_cast<int64_t>(blockIdx.y) * threads_of_row * kGradientSlots<T> + lane;
+             static_cast<int64_t>(blockIdx.y) * team.size * kGradientSlots<T> + team.lane();
          begin < slots.count; begin += step) {
       SlotItems<T, kWidth> items[kGradientSlots<T>];
       int64_t first[kGradientSlots<T>];
 #pragma unroll
       for (int s = 0; s < kGradientSlots<T>; ++s) {
-        const int64_t slot = begin + static_cast<int64_t>(s) * threads_of_row;
+        const int64_t slot = begin + static_cast<int64_t>(s) * team.size;
         first[s] = slot < slots.count ? slots.first(slot) : args.classes;
 #pragma unroll
         for (int i = 0; i < kWidth; ++i) {

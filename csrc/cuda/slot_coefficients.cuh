@@ -1,0 +1,45 @@
+// The coefficients of a slot's classes. Included by the kernels alone.
+#pragma once
+
+#include "cuda/row_slots.cuh"
+#include "row_target.h"
+
+namespace softreg {
+namespace {
+
+// w_c of the slot that begins with the class `first`; 1 without weights.
+template <typename T, typename A>
+__device__ __forceinline__ SlotItems<A, Pack<T>::kItems> class_weights(
+    const CrossEntropyRows<T, A>& args, int64_t first, int head) {
+  constexpr int kWidth = Pack<T>::kItems;
+  if (args.weight) {
+    return RowItems<const A>(args.weight, 1, args.classes, head).template load<kWidth>(first, A(0));
+  }
+  SlotItems<A, kWidth> ones;
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) {
+    ones[i] = A(1);
+  }
+  return ones;
+}
+
+// a_c for a target of probabilities, w_c for labels.
+template <typename T, typename A>
+__device__ __forceinline__ SlotItems<A, Pack<T>::kItems> coefficients(
+    const CrossEntropyRows<T, A>& args, int64_t row, int64_t first, int head) {
+  constexpr int kWidth = Pack<T>::kItems;
+  SlotItems<A, kWidth> of_class = class_weights(args, first, head);
+  if (args.has_probabilities()) {
+    const A on = on_target(args), per = per_class(args);
+    SlotItems<T, kWidth> probability =
+        items_of(args.probabilities, row, args.classes, head).template load<kWidth>(first, T(0));
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) {
+      of_class[i] = probability_coefficient(of_class[i], static_cast<A>(probability[i]), on, per);
+    }
+  }
+  return of_class;
+}
+
+}  // namespace
+}  // namespace softreg
