@@ -1,6 +1,6 @@
 // In front of CUDA's own header on the include path, this one lets the host's compiler build the
 // kernels of csrc/cuda as they are: for tests where there is no GPU. A block's threads are fibers on
-// one thread of the host, or, with CUDA_ON_HOST_THREADS, threads of it, for a race detector to watch.
+// one thread of the host (fibers.cpp).
 #pragma once
 
 #include <cmath>
