@@ -74,13 +74,22 @@ def test_the_cuda_kernels_are_what_runs(library: Path) -> None:
 
 @pytest.mark.parametrize(
     ("rows", "classes", "offset"),
-    [(1, 70001, 0), (2, 20011, 1), (5, 3001, 3), (600, 10, 0), (9, 1000, 2), (1, 1, 0), (0, 7, 0)],
+    [
+        (1, 70001, 0),
+        (2, 20011, 1),
+        (5, 3001, 3),
+        (600, 10, 0),
+        (400, 2100, 0),
+        (9, 1000, 2),
+        (1, 1, 0),
+        (0, 7, 0),
+    ],
 )
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
 def test_every_launch_shape_and_alignment(
     library: Path, rows: int, classes: int, offset: int, dtype: str
 ) -> None:
-    """One block, several, columns split over blocks; rows that begin anywhere within 16 bytes."""
+    """One block, several, several rows to each, columns split; rows that begin anywhere."""
     done = python(
         library,
         f"""

@@ -1,5 +1,6 @@
-// A block's threads, in turns on one thread of the host: each runs until it waits. Those that wait
-// for the same thing go on in another order every time, so that a missing barrier shows.
+// A block's threads, in turns on one thread of the host: each runs until it waits, and each warp until
+// it waits for the block, as far ahead of the others as it may get. Who comes first changes every
+// time. A missing barrier shows.
 #include <cuda_runtime.h>
 #include <setjmp.h>
 #include <ucontext.h>
@@ -85,23 +86,35 @@ bool release(size_t begin, size_t end, State reason) {
   return true;
 }
 
-void run_block() {
+// The numbers below a power of two, in another order every time.
+template <typename Body>
+void for_each_below(size_t count, Body body) {
   static unsigned random = 1;
-  for (bool moves = true; moves;) {
-    random = random * 1664525u + 1013904223u;
-    const size_t flipped = (random >> 16) & (block.threads - 1);  // a power of two, less 1
-    for (size_t i = 0; i < block.threads; ++i) {
-      Fiber& fiber = block.fibers[i ^ flipped];
+  random = random * 1664525u + 1013904223u;
+  const size_t flipped = (random >> 16) & (count - 1);
+  for (size_t i = 0; i < count; ++i) {
+    body(i ^ flipped);
+  }
+}
+
+void run_warp(size_t begin, size_t count) {
+  do {
+    for_each_below(count, [&](size_t lane) {
+      Fiber& fiber = block.fibers[begin + lane];
       if (fiber.state == State::kRuns) {
-        threadIdx = dim3(i ^ flipped, 0, 0);
+        threadIdx = dim3(begin + lane, 0, 0);
         run_until_it_waits(fiber);
       }
-    }
-    moves = release(0, block.threads, State::kWaitsForBlock);
-    for (size_t warp = 0; warp < block.threads; warp += kWarp) {
-      moves |= release(warp, std::min(block.threads, warp + kWarp), State::kWaitsForWarp);
-    }
-  }
+    });
+  } while (release(begin, begin + count, State::kWaitsForWarp));
+}
+
+void run_block() {
+  const size_t in_warp = std::min<size_t>(block.threads, kWarp);
+  do {
+    for_each_below(block.threads / in_warp,
+                   [&](size_t warp) { run_warp(warp * in_warp, in_warp); });
+  } while (release(0, block.threads, State::kWaitsForBlock));
   for (size_t i = 0; i < block.threads; ++i) {
     if (block.fibers[i].state != State::kEnded) {
       fprintf(stderr, "cuda_on_host: thread %zu waits for others that never come\n", i);
