@@ -32,8 +32,8 @@ template <typename A, typename T>
 SOFTREG_INLINE LogSumExp<A> chunk_log_sum_exp(const T* x, int64_t n) {
   const A max = fold_row<false, A>(x, n, -INFINITY, -INFINITY, Max(), Max());
   const Vec<A> common(shift(max));
-  const auto add_exp = [common](Vec<A> sum, Vec<A> logit) { return sum + vexp(logit - common); };
-  return {max, fold_row<true, A>(x, n, 0, -INFINITY, add_exp, Sum())};
+  const auto add = [common](Vec<A> sum, Vec<A> logit) { return add_exp(sum, logit - common); };
+  return {max, fold_row<true, A>(x, n, 0, -INFINITY, add, Sum())};
 }
 
 // A chunk of a row's logits, transformed.

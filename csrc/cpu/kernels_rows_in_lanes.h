@@ -145,8 +145,8 @@ ForwardTotals forward_rows_in_lanes(const ForwardArgs<T, A>& args, int64_t begin
       const auto logit = [&](int64_t c) { return tile[c]; };
       const Vec<A> max = fold_vectors(n, Vec<A>(-INFINITY), logit, Max(), Max());
       const Vec<A> common = shift(max);
-      const auto add_exp = [&](Vec<A> sum, Vec<A> x) { return sum + vexp(x - common); };
-      const LogSumExp<Vec<A>> some{max, fold_vectors(n, Vec<A>(0), logit, add_exp, Sum())};
+      const auto add = [&](Vec<A> sum, Vec<A> x) { return add_exp(sum, x - common); };
+      const LogSumExp<Vec<A>> some{max, fold_vectors(n, Vec<A>(0), logit, add, Sum())};
       state = first == 0 ? some : merge(state, some);
     });
     const Vec<A> max = shift(state.max), log_sum = vlog(state.sum);

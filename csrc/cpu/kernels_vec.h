@@ -38,22 +38,57 @@ SOFTREG_INLINE Vec<float> mul_add(Vec<float> a, Vec<float> b, Vec<float> c) {
   return at::vec::fmadd(a, b, c);
 }
 
-// 0 where x < limit, value elsewhere; a NaN x keeps its value.
-SOFTREG_INLINE Vec<float> zero_below(Vec<float> x, Vec<float> limit, Vec<float> value) {
-  return Vec<float>::blendv(value, Vec<float>(0), x < limit);
-}
+// 2^(j / 2^kBits), less what j adds to the bits of a float when it is moved up as below.
+template <int kBits>
+struct Exp2Table;
 
-// 2^n from n + 127 in the low mantissa bits of `biased`: moved up, they are a float's exponent.
-SOFTREG_INLINE Vec<float> power_of_two(Vec<float> biased) {
+template <>
+struct Exp2Table<0> {
+  static constexpr uint32_t kEntries[] = {0x3f800000};
+};
+
+template <>
+struct Exp2Table<3> {
+  static constexpr uint32_t kEntries[] = {0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7,
+                                          0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7};
+};
+
+template <>
+struct Exp2Table<4> {
+  static constexpr uint32_t kEntries[] = {0x3f800000, 0x3f7daac3, 0x3f7b95c2, 0x3f79c3d3,
+                                          0x3f7837f0, 0x3f76f532, 0x3f75fed7, 0x3f75583f,
+                                          0x3f7504f3, 0x3f7508a4, 0x3f75672a, 0x3f76248c,
+                                          0x3f7744fd, 0x3f78ccdf, 0x3f7ac0c7, 0x3f7d257d};
+};
+
+// As many as a register of entries, which is looked up in one instruction.
 #if defined(CPU_CAPABILITY_AVX512)
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(biased), 23));
+constexpr int kExp2Bits = 4;
 #elif defined(CPU_CAPABILITY_AVX2)
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(biased), 23));
+constexpr int kExp2Bits = 3;
+#else
+constexpr int kExp2Bits = 0;
+#endif
+
+// 2^(k / 2^kBits) from k in the low mantissa bits of `biased`: moved up, its whole part is a
+// float's exponent, and the fraction's bits choose the entry.
+template <int kBits>
+SOFTREG_INLINE Vec<float> power_of_two(Vec<float> biased) {
+  constexpr auto& entries = Exp2Table<kBits>::kEntries;
+#if defined(CPU_CAPABILITY_AVX512)
+  const __m512i k = _mm512_castps_si512(biased);
+  const __m512i entry = _mm512_permutexvar_epi32(k, _mm512_loadu_si512(entries));
+  return _mm512_castsi512_ps(_mm512_add_epi32(entry, _mm512_slli_epi32(k, 23 - kBits)));
+#elif defined(CPU_CAPABILITY_AVX2)
+  const __m256i k = _mm256_castps_si256(biased);
+  const __m256i table = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(entries));
+  const __m256i entry = _mm256_permutevar8x32_epi32(table, k);
+  return _mm256_castsi256_ps(_mm256_add_epi32(entry, _mm256_slli_epi32(k, 23 - kBits)));
 #else
   uint32_t bits[Vec<float>::size()];
   biased.store(bits);
   for (uint32_t& lane : bits) {
-    lane <<= 23;
+    lane = entries[0] + (lane << 23);
   }
   return Vec<float>::loadu(bits);
 #endif
@@ -66,8 +101,18 @@ SOFTREG_INLINE Vec<float> power_of_two(Vec<float> biased) {
 
 namespace softreg {
 
-SOFTREG_INLINE Vec<float> vexp(Vec<float> x) { return exp_nonpositive(x); }
+SOFTREG_INLINE Vec<float> vexp(Vec<float> x) {
+  const ExpFactors<Vec<float>> exp = exp_factors<kExp2Bits>(x);
+  return exp.power * exp.remainder;
+}
 SOFTREG_INLINE Vec<double> vexp(Vec<double> x) { return x.exp(); }
+
+// sum + exp(x)
+SOFTREG_INLINE Vec<float> add_exp(Vec<float> sum, Vec<float> x) {
+  const ExpFactors<Vec<float>> exp = exp_factors<kExp2Bits>(x);
+  return mul_add(exp.power, exp.remainder, sum);
+}
+SOFTREG_INLINE Vec<double> add_exp(Vec<double> sum, Vec<double> x) { return sum + vexp(x); }
 
 SOFTREG_INLINE Vec<float> load_vec(const float* x) { return Vec<float>::loadu(x); }
 SOFTREG_INLINE Vec<double> load_vec(const double* x) { return Vec<double>::loadu(x); }
