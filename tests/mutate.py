@@ -23,8 +23,8 @@ class Mutation(NamedTuple):
 
 MUTATIONS = [
     Mutation("core/value.h", "x == -static_cast<F>(INFINITY) ? F(0)", "x != x ? F(0)"),
-    Mutation("core/exp.h", "F(0x1.555492p-3f)", "F(0x1.557492p-3f)"),
-    Mutation("core/log_sum_exp.h", "a.sum * vexp(a.max - common) + b", "a.sum + b"),
+    Mutation("core/exp.h", "0x1.ebfff4p-3f", "0x1.edfff4p-3f"),
+    Mutation("core/log_sum_exp.h", "state.sum * vexp(state.max - shift(max))", "state.sum"),
     Mutation(
         "core/cross_entropy.h", "return log_sum - shifted_logit", "return log_sum + shifted_logit"
     ),
@@ -36,11 +36,9 @@ MUTATIONS = [
     Mutation("core/logit_transform.h", "(F(1) - t) * (F(1) + t)", "(F(1) - t)"),
     Mutation("core/logit_transform.h", "transform.scale / transform.cap", "1 / transform.cap"),
     Mutation("core/compensated_sum.h", "carry += other.carry;", ""),
-    Mutation("cpu/kernels_target.h", "label >= args.classes", "label > args.classes"),
-    Mutation(
-        "cpu/kernels_target.h", "return target.counts || args.grad_lse;", "return target.counts;"
-    ),
-    Mutation("cpu/kernels_target.h", "target.counts || args.lse;", "target.counts;"),
+    Mutation("row_target.h", "label >= args.classes", "label > args.classes"),
+    Mutation("row_target.h", "return target.counts || args.grad_lse;", "return target.counts;"),
+    Mutation("row_target.h", "target.counts || args.lse;", "target.counts;"),
     Mutation("cpu/kernels_along_row.h", "weighted ? scale * weights.whole(c)", "false ? scale"),
     Mutation("cpu/kernels_rows_in_lanes.h", "label[lane] - first", "label[lane]"),
     Mutation("cpu/kernels_rows_in_lanes.h", "is_read(args, target);", "target.counts;"),
