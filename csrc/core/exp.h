@@ -34,7 +34,7 @@ struct ExpFactors {
 };
 
 // exp(x) = 2^k 2^r with k, a multiple of 2^-kBits, nearest to x log2(e) (Tang, 1989); 2^k is the
-// exponent's bits and an entry of a table of 2^kBits, in the overload power_of_two<kBits>.
+// exponent's bits and an entry of a table of 2^kBits, in the overload power_of_two.
 // log2(e) as a float is off by 2^-26 of itself and x log2(e) - k is rounded once: the relative
 // error grows with |x|, by less than half a rounding of x. Down to about ln(FLT_MIN), below which
 // such a probability is lost in every rounding; at the limit, whose power is 0, and below it: 0.
@@ -52,7 +52,7 @@ SOFTREG_INLINE ExpFactors<F> exp_factors(F x) {
   for (int i = sizeof(coefficients) / sizeof(float) - 2; i >= 0; --i) {
     p = mul_add(p, r, F(coefficients[i]));
   }
-  return {power_of_two<kBits>(biased), mul_add(p, r, F(1.0f))};
+  return {power_of_two(biased), mul_add(p, r, F(1.0f))};
 }
 
 }  // namespace softreg

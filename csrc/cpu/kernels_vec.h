@@ -38,57 +38,39 @@ SOFTREG_INLINE Vec<float> mul_add(Vec<float> a, Vec<float> b, Vec<float> c) {
   return at::vec::fmadd(a, b, c);
 }
 
-// 2^(j / 2^kBits), less what j adds to the bits of a float when it is moved up as below.
-template <int kBits>
-struct Exp2Table;
-
-template <>
-struct Exp2Table<0> {
-  static constexpr uint32_t kEntries[] = {0x3f800000};
-};
-
-template <>
-struct Exp2Table<3> {
-  static constexpr uint32_t kEntries[] = {0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7,
-                                          0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7};
-};
-
-template <>
-struct Exp2Table<4> {
-  static constexpr uint32_t kEntries[] = {0x3f800000, 0x3f7daac3, 0x3f7b95c2, 0x3f79c3d3,
-                                          0x3f7837f0, 0x3f76f532, 0x3f75fed7, 0x3f75583f,
-                                          0x3f7504f3, 0x3f7508a4, 0x3f75672a, 0x3f76248c,
-                                          0x3f7744fd, 0x3f78ccdf, 0x3f7ac0c7, 0x3f7d257d};
-};
-
-// As many as a register of entries, which is looked up in one instruction.
+// 2^(j / 2^kExp2Bits), less what j adds to the bits of a float when it is moved up as below: as
+// many as a register holds, where one instruction looks them up.
 #if defined(CPU_CAPABILITY_AVX512)
 constexpr int kExp2Bits = 4;
+constexpr uint32_t kExp2Table[] = {
+    0x3f800000, 0x3f7daac3, 0x3f7b95c2, 0x3f79c3d3, 0x3f7837f0, 0x3f76f532, 0x3f75fed7, 0x3f75583f,
+    0x3f7504f3, 0x3f7508a4, 0x3f75672a, 0x3f76248c, 0x3f7744fd, 0x3f78ccdf, 0x3f7ac0c7, 0x3f7d257d};
 #elif defined(CPU_CAPABILITY_AVX2)
 constexpr int kExp2Bits = 3;
+constexpr uint32_t kExp2Table[] = {0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7,
+                                   0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7};
 #else
 constexpr int kExp2Bits = 0;
+constexpr uint32_t kExp2Table[] = {0x3f800000};
 #endif
 
-// 2^(k / 2^kBits) from k in the low mantissa bits of `biased`: moved up, its whole part is a
+// 2^(k / 2^kExp2Bits) from k in the low mantissa bits of `biased`: moved up, its whole part is a
 // float's exponent, and the fraction's bits choose the entry.
-template <int kBits>
 SOFTREG_INLINE Vec<float> power_of_two(Vec<float> biased) {
-  constexpr auto& entries = Exp2Table<kBits>::kEntries;
 #if defined(CPU_CAPABILITY_AVX512)
   const __m512i k = _mm512_castps_si512(biased);
-  const __m512i entry = _mm512_permutexvar_epi32(k, _mm512_loadu_si512(entries));
-  return _mm512_castsi512_ps(_mm512_add_epi32(entry, _mm512_slli_epi32(k, 23 - kBits)));
+  const __m512i entry = _mm512_permutexvar_epi32(k, _mm512_loadu_si512(kExp2Table));
+  return _mm512_castsi512_ps(_mm512_add_epi32(entry, _mm512_slli_epi32(k, 23 - kExp2Bits)));
 #elif defined(CPU_CAPABILITY_AVX2)
   const __m256i k = _mm256_castps_si256(biased);
-  const __m256i table = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(entries));
+  const __m256i table = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kExp2Table));
   const __m256i entry = _mm256_permutevar8x32_epi32(table, k);
-  return _mm256_castsi256_ps(_mm256_add_epi32(entry, _mm256_slli_epi32(k, 23 - kBits)));
+  return _mm256_castsi256_ps(_mm256_add_epi32(entry, _mm256_slli_epi32(k, 23 - kExp2Bits)));
 #else
   uint32_t bits[Vec<float>::size()];
   biased.store(bits);
   for (uint32_t& lane : bits) {
-    lane = entries[0] + (lane << 23);
+    lane = kExp2Table[0] + (lane << 23);
   }
   return Vec<float>::loadu(bits);
 #endif

@@ -1,6 +1,6 @@
-// A block's threads, in turns on one thread of the host: each runs until it waits, and each warp until
-// it waits for the block, as far ahead of the others as it may get. Who comes first changes every
-// time. A missing barrier shows.
+// A block's threads, in turns on one thread of the host: each runs until it waits, and each warp
+// until it waits for the block, as far ahead of the others as it may get. Who comes first changes
+// every time. A missing barrier shows.
 #include <cuda_runtime.h>
 #include <setjmp.h>
 #include <ucontext.h>
@@ -70,7 +70,8 @@ void run_until_it_waits(Fiber& fiber) {
   setcontext(&fiber.start);
 }
 
-// Lets the threads of [begin, end) go on if all of them, but for those that have ended, wait for it.
+// Lets the threads of [begin, end) go on if all of them, but for those that have ended, wait for
+// it.
 bool release(size_t begin, size_t end, State reason) {
   const auto first = block.fibers.begin() + begin, last = block.fibers.begin() + end;
   const auto waits = [&](const Fiber& fiber) { return fiber.state == reason; };
@@ -80,9 +81,8 @@ bool release(size_t begin, size_t end, State reason) {
   if (!std::all_of(first, last, waits_or_ended) || !std::any_of(first, last, waits)) {
     return false;
   }
-  std::for_each(first, last, [&](Fiber& fiber) {
-    fiber.state = waits(fiber) ? State::kRuns : fiber.state;
-  });
+  std::for_each(first, last,
+                [&](Fiber& fiber) { fiber.state = waits(fiber) ? State::kRuns : fiber.state; });
   return true;
 }
 
