@@ -9,6 +9,10 @@
 namespace softreg {
 namespace {
 
+SOFTREG_INLINE bool names_a_class(int64_t label, int64_t classes) {
+  return static_cast<uint64_t>(label) < static_cast<uint64_t>(classes);
+}
+
 // One row's label. `counts` is false for an ignored row and for a bad one, which is recorded. With
 // probabilities every row counts and there is no label.
 struct RowTarget {
@@ -23,7 +27,7 @@ struct RowTarget {
     }
     label = args.labels[row];
     counts = label != args.labels.ignore_index;
-    if (counts && (label < 0 || label >= args.classes)) {
+    if (counts && !names_a_class(label, args.classes)) {
       bad_row = row < bad_row ? row : bad_row;
       counts = false;
     }
@@ -111,8 +115,20 @@ SOFTREG_INLINE bool is_read(const BackwardArgs<T, A>& args, RowTarget target) {
   return target.counts || args.grad_lse;
 }
 
-// Ends one row of the forward pass. `label_logit` is the transformed logit of a row that counts,
-// `weighted_nll` sum_c a_c (lse - x_c) with probabilities, else what the smoothing asks for.
+// F: of one row that counts, or of the rows in the lanes. `weighted_nll`: sum_c a_c (lse - x_c)
+// with probabilities, else what the smoothing asks for.
+template <typename T, typename A, typename F>
+SOFTREG_INLINE F loss_of_row(const CrossEntropyRows<T, A>& args, F label_weight, F label_logit,
+                             F max, F log_sum, F weighted_nll) {
+  F loss = weighted_nll;
+  if (!args.has_probabilities()) {
+    loss = row_loss(row_coefficients(args, label_weight),
+                    negative_log_likelihood(log_sum, label_logit - max), weighted_nll);
+  }
+  return args.z_loss != 0 ? loss + z_term(F(args.z_loss), max + log_sum) : loss;
+}
+
+// Ends one row of the forward pass. `label_logit` is the transformed logit of a row that counts.
 template <typename T, typename A>
 SOFTREG_INLINE void add_row(const ForwardArgs<T, A>& args, int64_t row, RowTarget target,
                             A label_logit, A max, A sum, A log_sum, A weighted_nll,
@@ -123,16 +139,10 @@ SOFTREG_INLINE void add_row(const ForwardArgs<T, A>& args, int64_t row, RowTarge
     args.lse[row] = max + log_sum;
   }
   A loss = 0;
-  if (args.has_probabilities()) {
-    loss = weighted_nll;
-    totals.weight.add(1);
-  } else if (target.counts) {
-    loss = row_loss(row_coefficients(args, class_weight(args, target.label)),
-                    negative_log_likelihood(log_sum, label_logit - max), weighted_nll);
-    totals.weight.add(class_weight(args, target.label));
-  }
-  if (args.z_loss != 0 && target.counts) {
-    loss += z_term(args.z_loss, max + log_sum);
+  if (target.counts) {
+    const A weight = args.has_probabilities() ? A(1) : class_weight(args, target.label);
+    loss = loss_of_row(args, weight, label_logit, max, log_sum, weighted_nll);
+    totals.weight.add(weight);
   }
   totals.loss.add(loss);
   if (args.loss) {

@@ -43,6 +43,17 @@ SOFTREG_INLINE V fold_vectors(int64_t n, V init, Item item, Step step, Combine c
   return total;
 }
 
+// Folds lanes[0, 2 kHalf) into lanes[0], half by half.
+template <int64_t kHalf, typename A, typename Combine>
+SOFTREG_INLINE void fold_halves(A* lanes, Combine combine) {
+  if constexpr (kHalf > 0) {
+    for (int64_t lane = 0; lane < kHalf; ++lane) {
+      lanes[lane] = combine(lanes[lane], lanes[lane + kHalf]);
+    }
+    fold_halves<kHalf / 2>(lanes, combine);
+  }
+}
+
 template <typename A, typename Combine>
 SOFTREG_INLINE A fold_lanes(Vec<A> x, Combine combine) {
 #if defined(CPU_CAPABILITY_AVX2) || defined(CPU_CAPABILITY_AVX512)
@@ -53,11 +64,7 @@ SOFTREG_INLINE A fold_lanes(Vec<A> x, Combine combine) {
   // In halves too, where at::vec has no shuffles: lane after lane, a sum would round more.
   A lanes[Vec<A>::size()];
   x.store(lanes);
-  for (int64_t half = Vec<A>::size() / 2; half > 0; half /= 2) {
-    for (int64_t lane = 0; lane < half; ++lane) {
-      lanes[lane] = combine(lanes[lane], lanes[lane + half]);
-    }
-  }
+  fold_halves<Vec<A>::size() / 2>(lanes, combine);
   return lanes[0];
 }
 

@@ -1,0 +1,97 @@
+// Some classes of as many rows as a vector has lanes, each lane a row. Included by the kernels
+// alone.
+#pragma once
+
+#include "cpu/kernels_target.h"
+#include "cpu/kernels_vec.h"
+
+namespace softreg {
+namespace {
+
+// Classes taken up at a time. Also the most for which rows that are apart in memory are brought
+// side by side: above, those scalar moves cost more than two horizontal reductions a row.
+constexpr int64_t kTileClasses = 32;
+
+// Some classes of Vec::size() rows.
+template <typename A>
+struct Tile {
+  static constexpr int64_t kRows = Vec<A>::size();
+  alignas(64) A values[kTileClasses * kRows];
+
+  Vec<A> operator[](int64_t c) const { return Vec<A>::loadu(values + c * kRows); }
+  void set(int64_t c, Vec<A> x) { x.store(values + c * kRows); }
+
+  // Classes [first, first + n) of `count` rows; lanes past them get harmless numbers, never used.
+  template <typename T>
+  void load(const RowMatrix<const T>& matrix, int64_t row, int64_t count, int64_t first,
+            int64_t n) {
+    const int64_t stride = matrix.class_stride;
+    if (matrix.inner > 1) {
+      const T* from = matrix.row(row) + first * stride;
+      for (int64_t c = 0; c < n; ++c, from += stride) {
+        set(c, count == kRows ? load_vec(from) : load_part(from, count, A(0)));
+      }
+      return;
+    }
+    for (int64_t lane = 0; lane < kRows; ++lane) {
+      const T* from = matrix.row(row + (lane < count ? lane : count - 1)) + first * stride;
+      for (int64_t c = 0; c < n; ++c) {
+        values[c * kRows + lane] = static_cast<A>(from[c * stride]);
+      }
+    }
+  }
+
+  template <typename T>
+  void store(const RowMatrix<T>& matrix, int64_t row, int64_t count, int64_t first,
+             int64_t n) const {
+    const int64_t stride = matrix.class_stride;
+    if (matrix.inner > 1) {
+      T* to = matrix.row(row) + first * stride;
+      for (int64_t c = 0; c < n; ++c, to += stride) {
+        count == kRows ? store_vec(to, (*this)[c]) : store_part(to, count, (*this)[c]);
+      }
+      return;
+    }
+    for (int64_t lane = 0; lane < count; ++lane) {
+      T* to = matrix.row(row + lane) + first * stride;
+      for (int64_t c = 0; c < n; ++c) {
+        to[c * stride] = static_cast<T>(values[c * kRows + lane]);
+      }
+    }
+  }
+};
+
+// Logits, transformed, and where `slopes` is given the slopes of that.
+template <typename T, typename A>
+SOFTREG_INLINE void load_logits(Tile<A>& tile, Tile<A>* slopes, const CrossEntropyRows<T, A>& args,
+                                int64_t row, int64_t count, int64_t first, int64_t n) {
+  tile.load(args.logits, row, count, first, n);
+  if (args.transform.is_identity) {
+    return;
+  }
+  for (int64_t c = 0; c < n; ++c) {
+    const TransformedLogit<Vec<A>> y = transform_logit(args.transform, tile[c]);
+    tile.set(c, y.value);
+    if (slopes) {
+      slopes->set(c, y.slope);
+    }
+  }
+}
+
+// How many rows from `row` on share a tile.
+template <typename T, typename A>
+SOFTREG_INLINE int64_t lanes_from(const CrossEntropyRows<T, A>& args, int64_t row, int64_t end) {
+  const int64_t count = end - row < Tile<A>::kRows ? end - row : Tile<A>::kRows;
+  return args.probabilities.rows_in_sample(row, args.logits.rows_in_sample(row, count));
+}
+
+// Calls body(first, n) for tiles of classes [first, first + n).
+template <typename Body>
+SOFTREG_INLINE void for_each_tile(int64_t classes, Body body) {
+  for (int64_t first = 0; first < classes; first += kTileClasses) {
+    body(first, classes - first < kTileClasses ? classes - first : kTileClasses);
+  }
+}
+
+}  // namespace
+}  // namespace softreg
