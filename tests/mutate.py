@@ -36,12 +36,16 @@ MUTATIONS = [
     Mutation("core/logit_transform.h", "(F(1) - t) * (F(1) + t)", "(F(1) - t)"),
     Mutation("core/logit_transform.h", "transform.scale / transform.cap", "1 / transform.cap"),
     Mutation("core/compensated_sum.h", "carry += other.carry;", ""),
-    Mutation("row_target.h", "label >= args.classes", "label > args.classes"),
+    Mutation(
+        "row_target.h", "< static_cast<uint64_t>(classes)", "<= static_cast<uint64_t>(classes)"
+    ),
     Mutation("row_target.h", "return target.counts || args.grad_lse;", "return target.counts;"),
     Mutation("row_target.h", "target.counts || args.lse;", "target.counts;"),
     Mutation("cpu/kernels_along_row.h", "weighted ? scale * weights.whole(c)", "false ? scale"),
     Mutation("cpu/kernels_rows_in_lanes.h", "label[lane] - first", "label[lane]"),
-    Mutation("cpu/kernels_rows_in_lanes.h", "is_read(args, target);", "target.counts;"),
+    Mutation(
+        "cpu/kernels_rows_in_lanes.h", "rows_that_count > 0 || args.lse", "rows_that_count > 0"
+    ),
     Mutation(
         "cpu/kernels_rows_in_lanes.h", "blendv(Vec<A>(0), *of, counts)", "blendv(*of, *of, counts)"
     ),
