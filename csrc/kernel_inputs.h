@@ -124,7 +124,6 @@ class GradientTensors {
   }
 
   const BackwardArgs<T, A>& kernel_args() const { return kernel_args_; }
-  const at::Tensor& written() const { return written_; }
   bool is_reduced() const { return grad_loss_.dim() == 0; }
 
   void copy_to_result() const {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "cpu/large_results.h"
 #include "ops.h"
 
 namespace softreg {
@@ -61,6 +62,7 @@ PYBIND11_MODULE(_C, m) {
         pybind11::arg("label_smoothing"), pybind11::arg("z_loss"), pybind11::arg("logit_scale"),
         pybind11::arg("softcap"), pybind11::arg("return_lse"));
   m.def("build_info", &build_info);
+  m.def("release_memory", &release_memory);
 }
 
 }  // namespace softreg

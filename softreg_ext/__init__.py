@@ -8,6 +8,7 @@ from . import data, training
 from .adoption import patch, unpatch
 from .functional import cross_entropy
 from .loss import CrossEntropyLoss
+from .memory import release_memory
 from .model import SoftmaxRegression
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "cross_entropy",
     "data",
     "patch",
+    "release_memory",
     "training",
     "unpatch",
 ]

@@ -9,8 +9,8 @@
 
 #include "args.h"
 #include "checks.h"
-#include "cpu/huge_pages.h"
 #include "cpu/kernels.h"
+#include "cpu/large_results.h"
 #include "kernel_inputs.h"
 
 namespace softreg {
@@ -103,7 +103,6 @@ void gradient_typed(const CrossEntropyArgs& args, const CrossEntropyGradArgs& gr
         static_cast<Accumulator<T>>(static_cast<double>(*kernel_args.grad_loss) / divisor);
     kernel_args.grad_loss = nullptr;
   }
-  prefer_huge_pages(tensors.written().template mutable_data_ptr<T>(), tensors.written().nbytes());
 
   std::atomic<int64_t> bad_row{kNoBadRow};
   const RowBlocks blocks(kernel_args.rows, kernel_args.classes, kernel_args.logits.inner > 1);
@@ -129,7 +128,7 @@ ForwardOutputs cross_entropy_forward_cpu(const CrossEntropyArgs& args) {
 at::Tensor cross_entropy_backward_cpu(const CrossEntropyArgs& args,
                                       const CrossEntropyGradArgs& grad) {
   check(args, grad);
-  const at::Tensor grad_logits = empty_grad_logits(args);
+  const at::Tensor grad_logits = on_kept_memory(empty_grad_logits(args));
   SOFTREG_DISPATCH_LOGITS(args.result_type(), "cross_entropy_backward_cpu", [&] {
     gradient_typed<scalar_t>(args, grad, active_kernels().of<scalar_t>().backward, grad_logits);
   });
@@ -139,7 +138,7 @@ at::Tensor cross_entropy_backward_cpu(const CrossEntropyArgs& args,
 at::Tensor cross_entropy_grad_target_cpu(const CrossEntropyArgs& args,
                                          const CrossEntropyGradArgs& grad) {
   check_grad_target(args, grad);
-  const at::Tensor grad_target = empty_grad_target(args);
+  const at::Tensor grad_target = on_kept_memory(empty_grad_target(args));
   SOFTREG_DISPATCH_LOGITS(args.result_type(), "cross_entropy_grad_target_cpu", [&] {
     gradient_typed<scalar_t>(args, grad, active_kernels().of<scalar_t>().grad_target, grad_target);
   });

@@ -2,38 +2,65 @@
 #pragma once
 
 #include "cpu/kernels_fold.h"
+#include "cpu/kernels_memory.h"
 #include "cpu/kernels_target.h"
 
 namespace softreg {
 namespace {
 
-// Logits that stay in the first-level cache between the maximum and the sum.
+// Logits that stay in the first-level cache while they are staged.
 constexpr int64_t kChunk = 2048;
-
-// Folds x[0, n) into one value; lanes past the end see `padding`. With kFetchNext the chunk behind
-// x is called from memory meanwhile, so that arithmetic and memory do not take turns.
-template <bool kFetchNext, typename A, typename T, typename Step, typename Combine>
-SOFTREG_INLINE A fold_row(const T* x, int64_t n, A init, A padding, Step step, Combine combine) {
+// Folds x[0, n) into one vector; lanes past the end see -inf.
+template <bool kFetches, typename A, typename T, typename Step, typename Combine>
+SOFTREG_INLINE Vec<A> fold_row(const T* x, int64_t n, Vec<A> init, Step step, Combine combine) {
   constexpr int64_t width = Vec<A>::size();
   const auto item = [x](int64_t i) {
-    if (kFetchNext) {
-      __builtin_prefetch(x + i * width + kChunk);
+    if constexpr (kFetches) {
+      fetch_ahead(x + i * width);
     }
     return load_vec(x + i * width);
   };
-  Vec<A> total = fold_vectors(n / width, Vec<A>(init), item, step, combine);
-  if (n % width != 0) {
-    total = step(total, load_part(x + n / width * width, n % width, padding));
+  const Vec<A> total = fold_vectors(n / width, init, item, step, combine);
+  if (n % width == 0) {
+    return total;
   }
-  return fold_lanes(total, combine);
+  return step(total, load_part(x + n / width * width, n % width, -static_cast<A>(INFINITY)));
 }
 
 template <typename A, typename T>
-SOFTREG_INLINE LogSumExp<A> chunk_log_sum_exp(const T* x, int64_t n) {
-  const A max = fold_row<false, A>(x, n, -INFINITY, -INFINITY, Max(), Max());
-  const Vec<A> common(shift(max));
+SOFTREG_INLINE Vec<A> max_of(const T* x, int64_t n, Vec<A> init) {
+  return fold_row<false>(x, n, init, Max(), Max());
+}
+
+template <typename A, typename T>
+SOFTREG_INLINE Vec<A> sum_of_exp(const T* x, int64_t n, Vec<A> common) {
   const auto add = [common](Vec<A> sum, Vec<A> logit) { return add_exp(sum, logit - common); };
-  return {max, fold_row<true, A>(x, n, 0, -INFINITY, add, Sum())};
+  return fold_row<true>(x, n, Vec<A>(0), add, Sum());
+}
+
+// For a row in one chunk.
+template <typename A, typename T>
+SOFTREG_INLINE LogSumExp<A> log_sum_exp(const T* x, int64_t n) {
+  const A max = fold_lanes(max_of(x, n, Vec<A>(-INFINITY)), Max());
+  return {max, fold_lanes(sum_of_exp(x, n, Vec<A>(shift(max))), Sum())};
+}
+
+// For a longer one: adds the logits x[0, n) to the states of the lanes, by blocks so short that
+// memory does not wait while their sums are taken.
+template <typename A, typename T>
+SOFTREG_INLINE void add_logits(LogSumExp<Vec<A>>& lanes, const T* x, int64_t n) {
+  constexpr int64_t kBlock = 16 * Vec<A>::size();
+  for (int64_t first = 0; first < n; first += kBlock) {
+    const int64_t count = n - first < kBlock ? n - first : kBlock;
+    lanes = relative_to(lanes, max_of(x + first, count, lanes.max));
+    lanes.sum = lanes.sum + sum_of_exp(x + first, count, shift(lanes.max));
+  }
+}
+
+template <typename A>
+SOFTREG_INLINE LogSumExp<A> fold_lanes(LogSumExp<Vec<A>> lanes) {
+  const A max = fold_lanes(lanes.max, Max());
+  return {max, fold_lanes(relative_to(lanes, Vec<A>(max)).sum, Sum())};
 }
 
 // A chunk of a row's logits, transformed.
@@ -55,6 +82,28 @@ struct Staged {
   }
 };
 
+template <typename T, typename A>
+SOFTREG_INLINE LogSumExp<A> log_sum_exp_of_row(const CrossEntropyRows<T, A>& args, int64_t row,
+                                               Staged<A>& staged) {
+  const T* logits = args.logits.row(row);
+  const bool as_they_are = args.transform.is_identity;
+  const int64_t classes = args.classes;
+  if (classes <= kChunk) {
+    return as_they_are ? log_sum_exp<A>(logits, classes)
+                       : log_sum_exp<A>(staged.fill(args.transform, logits, classes), classes);
+  }
+  LogSumExp<Vec<A>> lanes{Vec<A>(-INFINITY), Vec<A>(0)};
+  for (int64_t first = 0; first < classes; first += kChunk) {
+    const int64_t n = classes - first < kChunk ? classes - first : kChunk;
+    if (as_they_are) {
+      add_logits(lanes, logits + first, n);
+    } else {
+      add_logits(lanes, staged.fill(args.transform, logits + first, n), n);
+    }
+  }
+  return fold_lanes(lanes);
+}
+
 // The coefficients of one row's log-probabilities, a vector at a time: a_c for a target of
 // probabilities, w_c for labels.
 template <typename T, typename A>
@@ -69,25 +118,16 @@ struct RowWeights {
         on(on_target(args)),
         per(per_class(args)) {}
 
-  SOFTREG_INLINE Vec<A> class_weights(int64_t c) const {
-    return weight ? load_vec(weight + c) : Vec<A>(1);
+  // Of the classes from c on; lanes past them are 0.
+  template <typename Lanes>
+  SOFTREG_INLINE Vec<A> class_weights(int64_t c, Lanes lanes) const {
+    return weight ? load_lanes(lanes, weight + c, A(0)) : one_in_lanes<A>(lanes);
   }
 
-  SOFTREG_INLINE Vec<A> part_of_class_weights(int64_t c, int64_t count) const {
-    return weight ? load_part(weight + c, count, A(0)) : padded(Vec<A>(1), count, A(0));
-  }
-
-  SOFTREG_INLINE Vec<A> whole(int64_t c) const {
-    const Vec<A> w = class_weights(c);
-    return probabilities
-               ? probability_coefficient(w, load_vec(probabilities + c), Vec<A>(on), Vec<A>(per))
-               : w;
-  }
-
-  // The last `count` classes; lanes past them are 0.
-  SOFTREG_INLINE Vec<A> part(int64_t c, int64_t count) const {
-    const Vec<A> w = part_of_class_weights(c, count);
-    return probabilities ? probability_coefficient(w, load_part(probabilities + c, count, A(0)),
+  template <typename Lanes>
+  SOFTREG_INLINE Vec<A> operator()(int64_t c, Lanes lanes) const {
+    const Vec<A> w = class_weights(c, lanes);
+    return probabilities ? probability_coefficient(w, load_lanes(lanes, probabilities + c, A(0)),
                                                    Vec<A>(on), Vec<A>(per))
                          : w;
   }
@@ -107,7 +147,7 @@ SOFTREG_INLINE void add_weighted(const RowWeights<T, A>& weights, const X* x, in
                                  int64_t n, A reference, RowSums& sums) {
   constexpr int64_t width = Vec<A>::size();
   const Vec<A> origin(reference);
-  const auto coefficient = [&](int64_t i) { return weights.whole(first + i * width); };
+  const auto coefficient = [&](int64_t i) { return weights(first + i * width, All()); };
   const auto weighted = [&](int64_t i) {
     return coefficient(i) * (load_vec(x + i * width) - origin);
   };
@@ -115,7 +155,7 @@ SOFTREG_INLINE void add_weighted(const RowWeights<T, A>& weights, const X* x, in
   Vec<A> products = fold_vectors(n / width, Vec<A>(0), weighted, Sum(), Sum());
   if (n % width != 0) {
     const int64_t last = n / width * width;
-    const Vec<A> rest = weights.part(first + last, n - last);
+    const Vec<A> rest = weights(first + last, First{n - last});
     coefficients = coefficients + rest;
     products = products + rest * (load_part(x + last, n - last, reference) - origin);
   }
@@ -152,16 +192,7 @@ ForwardTotals forward_along_row(const ForwardArgs<T, A>& args, int64_t begin, in
       add_row(args, row, target, A(0), A(0), A(0), A(0), A(0), totals);
       continue;
     }
-    const T* logits = args.logits.row(row);
-    LogSumExp<A> state{-INFINITY, 0};
-    for (int64_t first = 0; first < args.classes; first += kChunk) {
-      const int64_t n = args.classes - first < kChunk ? args.classes - first : kChunk;
-      const LogSumExp<A> chunk =
-          args.transform.is_identity
-              ? chunk_log_sum_exp<A>(logits + first, n)
-              : chunk_log_sum_exp<A>(staged.fill(args.transform, logits + first, n), n);
-      state = first == 0 ? chunk : merge(state, chunk);
-    }
+    const LogSumExp<A> state = log_sum_exp_of_row(args, row, staged);
     const A max = shift(state.max), log_sum = vlog(state.sum);
     double weighted_nll = 0;
     if (args.all_classes_count()) {
@@ -179,9 +210,14 @@ ForwardTotals forward_along_row(const ForwardArgs<T, A>& args, int64_t begin, in
   return totals;
 }
 
+// Whether a gradient is stored past the caches.
+template <typename T, typename A>
+SOFTREG_INLINE bool streams(const BackwardArgs<T, A>& args) {
+  return args.rows * args.classes * static_cast<int64_t>(sizeof(T)) >= kStreamedBytes;
+}
+
 template <bool kTransformed, typename T, typename A>
 SOFTREG_INLINE void backward_row(const BackwardArgs<T, A>& args, int64_t row, RowTarget target) {
-  constexpr int64_t width = Vec<A>::size();
   const T* logits = args.logits.row(row);
   T* grad = args.grad.row(row);
   const A max = args.row_max[row];
@@ -202,17 +238,11 @@ SOFTREG_INLINE void backward_row(const BackwardArgs<T, A>& args, int64_t row, Ro
     }
   };
   const Vec<A> scale(gradient.weight_scale);
-  int64_t c = 0;
-  for (; c + width <= args.classes; c += width) {
-    store_vec(grad + c,
-              of_class(load_vec(logits + c), weighted ? scale * weights.whole(c) : scale));
-  }
-  if (c < args.classes) {
-    const int64_t n = args.classes - c;
-    store_part(
-        grad + c, n,
-        of_class(load_part(logits + c, n, A(0)), weighted ? scale * weights.part(c, n) : scale));
-  }
+  store_row<A>(grad, args.classes, streams(args), [&](int64_t c, auto lanes) {
+    fetch_ahead(logits + c);
+    return of_class(load_lanes(lanes, logits + c, A(0)),
+                    weighted ? scale * weights(c, lanes) : scale);
+  });
   if (target.label >= 0 && target.counts) {
     // Anew from the logit, so that a half type is rounded once.
     const Vec<A> logit(static_cast<A>(logits[target.label]));
@@ -234,36 +264,29 @@ int64_t backward_along_row(const BackwardArgs<T, A>& args, int64_t begin, int64_
       backward_row<true>(args, row, target);
     }
   }
+  end_of_streams();
   return bad_row;
 }
 
 template <typename T, typename A>
 int64_t grad_target_along_row(const BackwardArgs<T, A>& args, int64_t begin, int64_t end) {
-  constexpr int64_t width = Vec<A>::size();
   Staged<A> staged;
   for (int64_t row = begin; row < end; ++row) {
     const RowWeights<T, A> weights(args, row);
     const Vec<A> on(weights.on), upstream(upstream_gradient(args, row));
     const Vec<A> max(args.row_max[row]), log_sum(vlog(args.sum[row]));
-    const auto of = [&](Vec<A> class_weight, Vec<A> logit) {
-      const Vec<A> nll = negative_log_likelihood(log_sum, logit - max);
-      return probability_gradient(class_weight, on, nll, upstream);
-    };
     const T* logits = args.logits.row(row);
     T* grad = args.grad.row(row);
     for (int64_t first = 0; first < args.classes; first += kChunk) {
       const int64_t n = args.classes - first < kChunk ? args.classes - first : kChunk;
       const A* x = staged.fill(args.transform, logits + first, n);
-      int64_t i = 0;
-      for (; i + width <= n; i += width) {
-        store_vec(grad + first + i, of(weights.class_weights(first + i), load_vec(x + i)));
-      }
-      if (i < n) {
-        store_part(grad + first + i, n - i,
-                   of(weights.part_of_class_weights(first + i, n - i), load_vec(x + i)));
-      }
+      store_row<A>(grad + first, n, streams(args), [&](int64_t i, auto lanes) {
+        const Vec<A> nll = negative_log_likelihood(log_sum, load_vec(x + i) - max);
+        return probability_gradient(weights.class_weights(first + i, lanes), on, nll, upstream);
+      });
     }
   }
+  end_of_streams();
   return kNoBadRow;
 }
 

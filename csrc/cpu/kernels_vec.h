@@ -152,4 +152,42 @@ SOFTREG_INLINE void store_part(T* to, int64_t count, Vec<float> x) {
   at::vec::convert_from_float<T>(x, x).store(to, static_cast<int>(count));
 }
 
+// A register of what lies in memory: a vector of float or double, two of float as half types.
+template <typename T>
+using StorageVec = at::vec::Vectorized<T>;
+
+// From part(0), for half types part(1) too.
+template <typename T, typename Part>
+SOFTREG_INLINE StorageVec<T> to_storage(Part part) {
+  if constexpr (std::is_same_v<StorageVec<T>, decltype(part(0))>) {
+    return part(0);
+  } else {
+    return at::vec::convert_from_float<T>(part(0), part(1));
+  }
+}
+
+// Past the caches, to an address that the vector's size divides; where the instruction set cannot,
+// as any other.
+template <typename T>
+SOFTREG_INLINE void stream(T* to, StorageVec<T> x) {
+#if defined(CPU_CAPABILITY_AVX512)
+  __m512i bits;
+  __builtin_memcpy(&bits, &x, sizeof(x));
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(to), bits);
+#elif defined(CPU_CAPABILITY_AVX2)
+  __m256i bits;
+  __builtin_memcpy(&bits, &x, sizeof(x));
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(to), bits);
+#else
+  x.store(to);
+#endif
+}
+
+// What was streamed is seen by other threads as what was stored is.
+SOFTREG_INLINE void end_of_streams() {
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
+  _mm_sfence();
+#endif
+}
+
 }  // namespace softreg

@@ -14,7 +14,7 @@ CAPABILITIES = {"generic": "default", "avx2": "avx2", "avx512": "avx512"}
 # torch's name for what this processor has; each includes those before it.
 AVAILABLE = {"DEFAULT": 1, "AVX2": 2, "AVX512": 3}.get(torch.backends.cpu.get_cpu_capability(), 1)
 # What runs on the kernels: values, gradients, bad labels.
-SUITES = ["functional", "k_dimensional", "probabilities"]
+SUITES = ["functional", "k_dimensional", "large_gradients", "probabilities"]
 FORCED = "ATEN_CPU_CAPABILITY" in os.environ
 
 

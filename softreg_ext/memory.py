@@ -1,0 +1,17 @@
+"""The memory that large gradients leave behind."""
+
+from ._extension import _C
+
+
+def release_memory() -> int:
+    """Gives back the memory that is kept for the next large gradient on the CPU.
+
+    Gradients of 4 MB and more lie in memory of their own. The last two that were freed are kept for
+    the next ones, since to fault fresh memory in takes longer than to fill it. The system may take
+    it at any time (`MADV_FREE`), and does before memory runs short, but until then the process
+    looks that much larger.
+
+    Returns:
+        The bytes given back; 0 where nothing was kept, and on systems other than Linux.
+    """
+    return int(_C.release_memory())

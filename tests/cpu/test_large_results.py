@@ -1,0 +1,83 @@
+"""Large gradients lie in memory that an earlier one has left."""
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import Tensor
+
+import softreg_ext
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has MADV_FREE")
+CLASSES = 1024
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept() -> None:
+    softreg_ext.release_memory()
+
+
+def grad(rows: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(rows, CLASSES, generator=generator, requires_grad=True)
+    target = torch.randint(CLASSES, (rows,), generator=generator)
+    (of_logits,) = torch.autograd.grad(softreg_ext.cross_entropy(logits, target), logits)
+    probabilities = torch.softmax(logits.detach(), 1)
+    probabilities[torch.arange(rows), target] -= 1
+    torch.testing.assert_close(of_logits, probabilities / rows, rtol=1e-4, atol=1e-8)
+    return of_logits
+
+
+def test_memory_is_used_again() -> None:
+    first = grad(2048).data_ptr()
+    assert grad(2048, seed=1).data_ptr() == first
+    assert grad(1500, seed=2).data_ptr() == first
+
+
+def test_not_while_it_is_in_use() -> None:
+    first, second = grad(2048), grad(2048, seed=1)
+    assert first.data_ptr() != second.data_ptr()
+    assert not torch.equal(first, second)
+    view = first[5:]
+    del first
+    assert grad(2048, seed=2).data_ptr() not in (second.data_ptr(), view.data_ptr() - 5 * 4096)
+
+
+def test_a_small_gradient_does_not_hold_a_large_memory() -> None:
+    large = grad(8192).data_ptr()
+    assert grad(2048).data_ptr() != large
+    assert grad(8192).data_ptr() == large
+
+
+def test_two_are_kept() -> None:
+    alive = [grad(2048, seed) for seed in range(3)]
+    addresses = {of.data_ptr() for of in alive}
+    alive.clear()
+    again = [grad(2048, seed) for seed in range(2)]
+    assert {of.data_ptr() for of in again} < addresses
+    del again
+    assert softreg_ext.release_memory() == 2 * 2048 * CLASSES * 4
+
+
+def test_release() -> None:
+    grad(2048)
+    assert softreg_ext.release_memory() == 2048 * CLASSES * 4
+    assert softreg_ext.release_memory() == 0
+    grad(256)
+    assert softreg_ext.release_memory() == 0, "1 MB is malloc's"
+
+
+def test_resized_in_place() -> None:
+    """Its storage is an ordinary one."""
+    of_logits = grad(2048)
+    expected = of_logits.clone()
+    of_logits.resize_(3000, CLASSES)
+    assert torch.equal(of_logits[:2048], expected)
+    assert softreg_ext.release_memory() == 2048 * CLASSES * 4
+
+
+def test_threads() -> None:
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(grad, 2048 + seed, seed) for seed in range(24)]:
+            done.result()
