@@ -1,4 +1,4 @@
-"""Gradients of 32 MB and more are stored past the caches: the same bits all the same."""
+"""Gradients of 64 MB and more are stored past the caches: the same bits all the same."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from cases import DTYPES, make_case
 
 import softreg_ext
 
-STREAMED_BYTES = 32 << 20
+STREAMED_BYTES = 64 << 20
 
 
 @pytest.mark.parametrize("classes", [1001, 32003])

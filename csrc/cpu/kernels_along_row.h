@@ -237,17 +237,18 @@ SOFTREG_INLINE void backward_row(const BackwardArgs<T, A>& args, int64_t row, Ro
       return of(logit);
     }
   };
-  const Vec<A> scale(gradient.weight_scale);
+  const Vec<A> scale(gradient.weight_scale), at_label(gradient.target_offset);
+  const int64_t label = target.counts ? target.label : -1;
   store_row<A>(grad, args.classes, streams(args), [&](int64_t c, auto lanes) {
     fetch_ahead(logits + c);
-    return of_class(load_lanes(lanes, logits + c, A(0)),
-                    weighted ? scale * weights(c, lanes) : scale);
+    Vec<A> offset = weighted ? scale * weights(c, lanes) : scale;
+    // Here, not afterwards: to change what was streamed is to wait for it to come back.
+    const int64_t lane = label - c;
+    if (__builtin_expect(lane >= 0 && lane < Vec<A>::size(), false)) {
+      offset = Vec<A>::blendv(offset, at_label, lane_numbers<A>() == Vec<A>(static_cast<A>(lane)));
+    }
+    return of_class(load_lanes(lanes, logits + c, A(0)), offset);
   });
-  if (target.label >= 0 && target.counts) {
-    // Anew from the logit, so that a half type is rounded once.
-    const Vec<A> logit(static_cast<A>(logits[target.label]));
-    store_part(grad + target.label, 1, of_class(logit, Vec<A>(gradient.target_offset)));
-  }
 }
 
 template <typename T, typename A>

@@ -44,7 +44,7 @@ SOFTREG_INLINE void fetch_ahead(const T* x) {
 }
 
 // A gradient of this many bytes is gone from the caches before anyone reads it.
-constexpr int64_t kStreamedBytes = int64_t(32) << 20;
+constexpr int64_t kStreamedBytes = int64_t(64) << 20;
 
 // Stores value(c, lanes), the classes from c on, at to + c for all c in [0, n). `streams`: past the
 // caches, which does not read first what is overwritten as a whole.

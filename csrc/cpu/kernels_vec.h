@@ -118,11 +118,16 @@ SOFTREG_INLINE Vec<float> load_first(const T* x, int64_t count) {
   return std::get<0>(at::vec::convert_to_float<T>(Vec<T>::loadu(x, count)));
 }
 
+template <typename A>
+SOFTREG_INLINE Vec<A> lane_numbers() {
+  return Vec<A>::arange(A(0), A(1));
+}
+
 // The lanes before `count` of x; after them `padding`.
 template <typename A>
 SOFTREG_INLINE Vec<A> padded(Vec<A> x, int64_t count, A padding) {
-  const Vec<A> lane = Vec<A>::arange(A(0), A(1));
-  return Vec<A>::blendv(Vec<A>(padding), x, lane < Vec<A>(static_cast<A>(count)));
+  const Vec<A> is_before = lane_numbers<A>() < Vec<A>(static_cast<A>(count));
+  return Vec<A>::blendv(Vec<A>(padding), x, is_before);
 }
 
 template <typename A, typename T>
