@@ -23,11 +23,24 @@ struct RowMatrix {
   int64_t class_stride = 1;
 
   SOFTREG_INLINE T* row(int64_t r) const {
-    return inner == 1 ? data + r * outer_stride : data + r / inner * outer_stride + r % inner;
+    if (inner == 1) {
+      return data + r * outer_stride;
+    }
+    const int64_t sample = sample_of(r);
+    return data + sample * outer_stride + (r - sample * inner);
   }
   // `count`, or fewer where the sample of row r ends before.
   SOFTREG_INLINE int64_t rows_in_sample(int64_t r, int64_t count) const {
-    return inner == 1 || count < inner - r % inner ? count : inner - r % inner;
+    if (inner == 1) {
+      return count;
+    }
+    const int64_t rest = inner - (r - sample_of(r) * inner);
+    return count < rest ? count : rest;
+  }
+  // A division of 64 bits costs a processor, and a GPU more, several of 32.
+  SOFTREG_INLINE int64_t sample_of(int64_t r) const {
+    return (r | inner) >> 32 == 0 ? static_cast<uint32_t>(r) / static_cast<uint32_t>(inner)
+                                  : r / inner;
   }
   SOFTREG_INLINE bool classes_adjacent() const { return inner == 1 && class_stride == 1; }
 };

@@ -10,28 +10,35 @@
 namespace softreg {
 namespace {
 
+// The most classes for which rows that are apart in memory are brought side by side. To bring them
+// there costs as much as to fold the lanes of that many vectors; a gradient, which has nothing to
+// fold, would have to be brought back besides. 16 lanes cost more to fold than 8.
+constexpr int64_t kMostBackward = kTileClasses;
+template <typename T>
+constexpr int64_t kMostForward = kTransposes<T> && Vec<float>::size() == 16 ? 128 : kTileClasses;
+
 template <typename T, typename A>
-bool goes_along_row(const CrossEntropyRows<T, A>& args) {
-  return args.classes > kTileClasses && args.logits.classes_adjacent() &&
+bool goes_along_row(const CrossEntropyRows<T, A>& args, int64_t most_side_by_side) {
+  return args.classes > most_side_by_side && args.logits.classes_adjacent() &&
          (!args.has_probabilities() || args.probabilities.classes_adjacent());
 }
 
 template <typename T>
 ForwardTotals forward(const ForwardArgs<T, Accumulator<T>>& args, int64_t begin, int64_t end) {
-  return goes_along_row(args) ? forward_along_row(args, begin, end)
-                              : forward_rows_in_lanes(args, begin, end);
+  return goes_along_row(args, kMostForward<T>) ? forward_along_row(args, begin, end)
+                                               : forward_rows_in_lanes(args, begin, end);
 }
 
 template <typename T>
 int64_t backward(const BackwardArgs<T, Accumulator<T>>& args, int64_t begin, int64_t end) {
-  return goes_along_row(args) && args.grad.classes_adjacent()
+  return goes_along_row(args, kMostBackward) && args.grad.classes_adjacent()
              ? backward_along_row(args, begin, end)
              : backward_rows_in_lanes(args, begin, end);
 }
 
 template <typename T>
 int64_t grad_target(const BackwardArgs<T, Accumulator<T>>& args, int64_t begin, int64_t end) {
-  return goes_along_row(args) && args.grad.classes_adjacent()
+  return goes_along_row(args, kMostBackward) && args.grad.classes_adjacent()
              ? grad_target_along_row(args, begin, end)
              : grad_target_rows_in_lanes(args, begin, end);
 }

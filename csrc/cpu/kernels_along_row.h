@@ -147,20 +147,17 @@ SOFTREG_INLINE void add_weighted(const RowWeights<T, A>& weights, const X* x, in
                                  int64_t n, A reference, RowSums& sums) {
   constexpr int64_t width = Vec<A>::size();
   const Vec<A> origin(reference);
-  const auto coefficient = [&](int64_t i) { return weights(first + i * width, All()); };
-  const auto weighted = [&](int64_t i) {
-    return coefficient(i) * (load_vec(x + i * width) - origin);
+  const auto of = [&](int64_t i, auto lanes) {
+    return WeightedSums<A>::of(weights(first + i, lanes),
+                               load_lanes(lanes, x + i, reference) - origin);
   };
-  Vec<A> coefficients = fold_vectors(n / width, Vec<A>(0), coefficient, Sum(), Sum());
-  Vec<A> products = fold_vectors(n / width, Vec<A>(0), weighted, Sum(), Sum());
+  const auto item = [&](int64_t i) { return of(i * width, All()); };
+  WeightedSums<A> lanes = fold_vectors(n / width, WeightedSums<A>(), item, Sum(), Sum());
   if (n % width != 0) {
-    const int64_t last = n / width * width;
-    const Vec<A> rest = weights(first + last, First{n - last});
-    coefficients = coefficients + rest;
-    products = products + rest * (load_part(x + last, n - last, reference) - origin);
+    lanes = lanes + of(n / width * width, First{n % width});
   }
-  sums.coefficient.add(fold_lanes(coefficients, Sum()));
-  sums.logit.add(fold_lanes(products, Sum()));
+  sums.coefficient.add(fold_lanes(lanes.coefficient, Sum()));
+  sums.logit.add(fold_lanes(lanes.logit, Sum()));
 }
 
 // The second walk over a row, while it is in the cache: relative to the logsumexp nothing cancels.
@@ -245,7 +242,7 @@ SOFTREG_INLINE void backward_row(const BackwardArgs<T, A>& args, int64_t row, Ro
     // Here, not afterwards: to change what was streamed is to wait for it to come back.
     const int64_t lane = label - c;
     if (__builtin_expect(lane >= 0 && lane < Vec<A>::size(), false)) {
-      offset = Vec<A>::blendv(offset, at_label, lane_numbers<A>() == Vec<A>(static_cast<A>(lane)));
+      offset = where_equal(lane_numbers<A>(), Vec<A>(static_cast<A>(lane)), at_label, offset);
     }
     return of_class(load_lanes(lanes, logits + c, A(0)), offset);
   });

@@ -20,6 +20,19 @@ struct Sum {
   }
 };
 
+// sum_c a_c and sum_c a_c (x_c - reference), each lane of its own classes or of its own row.
+template <typename A>
+struct WeightedSums {
+  Vec<A> coefficient{A(0)}, logit{A(0)};
+
+  SOFTREG_INLINE static WeightedSums of(Vec<A> coefficient, Vec<A> logit) {
+    return {coefficient, coefficient * logit};
+  }
+  SOFTREG_INLINE WeightedSums operator+(const WeightedSums& other) const {
+    return {coefficient + other.coefficient, logit + other.logit};
+  }
+};
+
 // Folds item(0), ..., item(n - 1) with `step`, starting from `init`, of which `combine` makes
 // nothing. Four accumulators hide the latency of `step`; in blocks of 16, for a sum of blocks of
 // sums rounds less than one long sum.

@@ -8,85 +8,118 @@
 namespace softreg {
 namespace {
 
-// The targets of a vector of rows. Lanes without a row do not count.
+// The targets of a vector of rows. Lanes without a row do not count. In registers throughout: what
+// narrow stores put together a wide load gets late, after every store before them.
 template <typename A>
 struct LaneTargets {
   static constexpr int64_t kLanes = Vec<A>::size();
-  int64_t label[kLanes];   // -1 where there is none
-  A counting[kLanes];      // 1 or 0
-  A label_weight[kLanes];  // 0 where the row does not count
-  int64_t rows_that_count;
+  static constexpr int64_t kInPart = Vec<int64_t>::size(), kParts = kLanes / kInPart;
+  Vec<int64_t> label[kParts];  // -1 where none counts
+  Vec<int64_t> bad{0};         // not 0 in lanes where a label was out of range, ever
+  Vec<A> counting;             // 1 or 0
+  Vec<A> weight;               // of the label's class, 0 where the row does not count
 
   template <typename T>
-  void read(const CrossEntropyRows<T, A>& args, int64_t row, int64_t count, int64_t& bad_row) {
+  SOFTREG_INLINE void read(const CrossEntropyRows<T, A>& args, int64_t row, int64_t count) {
     if (args.has_probabilities()) {
-      for (int64_t lane = 0; lane < kLanes; ++lane) {
-        label[lane] = -1;
-        counting[lane] = label_weight[lane] = A(lane < count);
+      for (auto& part : label) {
+        part = Vec<int64_t>(-1);
       }
-      rows_that_count = count;
+      counting = weight = padded(Vec<A>(1), count, A(0));
       return;
     }
     const Labels labels = args.labels;
-    if (labels.bytes == 8 && labels.stride == 1 && count == kLanes) {
-      __builtin_memcpy(label, static_cast<const int64_t*>(labels.data) + row, sizeof(label));
-    } else {
+    int64_t copy[kLanes];
+    const int64_t* given = static_cast<const int64_t*>(labels.data) + row;
+    if (labels.bytes != 8 || labels.stride != 1 || count != kLanes) {
       for (int64_t lane = 0; lane < kLanes; ++lane) {
-        label[lane] = lane < count ? labels[row + lane] : labels.ignore_index;
+        copy[lane] = lane < count ? labels[row + lane] : labels.ignore_index;
       }
+      given = copy;
     }
-    // Without branches, for ignored rows follow no pattern.
-    const int64_t classes = args.classes;
-    int64_t kept = 0, counted = 0;
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
-      const int64_t keeps = label[lane] != labels.ignore_index;
-      const int64_t counts = keeps & int64_t(names_a_class(label[lane], classes));
-      label[lane] = counts ? label[lane] : -1;
-      counting[lane] = label_weight[lane] = A(counts);
-      kept += keeps;
-      counted += counts;
+    const Vec<int64_t> none(-1), ignored(labels.ignore_index), classes(args.classes);
+    for (int64_t part = 0; part < kParts; ++part) {
+      const auto of = Vec<int64_t>::loadu(given + part * kInPart);
+      const auto keeps = of != ignored, counts = keeps & (of > none) & (of < classes);
+      bad = bad | (keeps ^ counts);
+      label[part] = Vec<int64_t>::blendv(none, of, counts);
     }
-    rows_that_count = counted;
-    for (int64_t lane = 0; lane < count && kept > counted; ++lane) {
-      RowTarget(args, row + lane, bad_row);
-    }
-    for (int64_t lane = 0; lane < kLanes && args.weight; ++lane) {
-      const A weight = args.weight[label[lane] < 0 ? 0 : label[lane]];
-      label_weight[lane] = label[lane] < 0 ? A(0) : weight;
+    counting = weight = where_equal(labels_from(0), Vec<A>(-1), Vec<A>(0), Vec<A>(1));
+    if (args.weight) {
+      A of_label[kLanes];
+      for (int64_t part = 0; part < kParts; ++part) {
+        label[part].store(copy + part * kInPart);
+      }
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        of_label[lane] = copy[lane] < 0 ? A(0) : args.weight[copy[lane]];
+      }
+      weight = Vec<A>::loadu(of_label);
     }
   }
 
-  Vec<A> counts() const { return Vec<A>::loadu(counting) == Vec<A>(1); }  // as a mask
+  SOFTREG_INLINE bool none_counts() const {
+    return counting.zero_mask() == static_cast<int>((1u << kLanes) - 1);
+  }
+
+  // x in the lanes that count; not a product with 0, for an ignored row may hold NaN.
+  SOFTREG_INLINE Vec<A> of_counting(Vec<A> x) const {
+    return where_equal(counting, Vec<A>(1), x, Vec<A>(0));
+  }
 
   // The labels as numbers counted from `first`, to compare a small class number with.
-  Vec<A> labels_from(int64_t first) const {
-    A relative[kLanes];
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
-      relative[lane] = static_cast<A>(label[lane] - first);
+  SOFTREG_INLINE Vec<A> labels_from(int64_t first) const {
+    at::vec::VectorizedN<int64_t, kParts> relative;
+    for (int64_t part = 0; part < kParts; ++part) {
+      relative[part] = label[part] - Vec<int64_t>(first);
     }
-    return Vec<A>::loadu(relative);
+    return at::vec::convert<A, 1, int64_t, kParts>(relative);
+  }
+
+  // The first bad row of those that were read.
+  template <typename T>
+  int64_t bad_row(const CrossEntropyRows<T, A>& args, int64_t begin, int64_t end) const {
+    int64_t lanes[kInPart], any = 0, first = kNoBadRow;
+    bad.store(lanes);
+    for (const int64_t lane : lanes) {
+      any |= lane;
+    }
+    for (int64_t row = begin; row < end && any; ++row) {
+      RowTarget(args, row, first);
+    }
+    return first;
   }
 };
 
-SOFTREG_INLINE void add_lanes(CompensatedSum& sum, Vec<double> x) {
-  double lanes[Vec<double>::size()];
-  x.store(lanes);
-  for (const double lane : lanes) {
-    sum.add(lane);
-  }
-}
+// Sums of the rows of a block, a lane each. In double, which floats do not round by anything that
+// counts; what doubles round is kept.
+template <typename A>
+struct LaneTotals {
+  struct Plain {
+    double sum = 0;
+    SOFTREG_INLINE void add(double x) { sum += x; }
+  };
+  using Sum = std::conditional_t<std::is_same_v<A, float>, Plain, CompensatedSum>;
+  static constexpr int64_t kLanes = Vec<A>::size();
+  Sum loss[kLanes], weight[kLanes];
 
-// In double, which a vector of floats does not round by anything that counts.
-SOFTREG_INLINE void add_lanes(CompensatedSum& sum, Vec<float> x) {
-  float lanes[Vec<float>::size()];
-  double wide[Vec<float>::size()];
-  x.store(lanes);
-  for (int64_t lane = 0; lane < Vec<float>::size(); ++lane) {
-    wide[lane] = lanes[lane];
+  SOFTREG_INLINE static void add(Sum* sums, Vec<A> x) {
+    A lanes[kLanes];
+    x.store(lanes);
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      sums[lane].add(lanes[lane]);
+    }
   }
-  fold_halves<Vec<float>::size() / 2>(wide, Sum());
-  sum.add(wide[0]);
-}
+
+  SOFTREG_INLINE static void add_to(CompensatedSum& total, const Sum* sums) {
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      if constexpr (std::is_same_v<Sum, Plain>) {
+        total.add(sums[lane].sum);
+      } else {
+        total.add(sums[lane]);
+      }
+    }
+  }
+};
 
 // Maximum and sum of a vector of rows, and the logits of their labels.
 template <typename A>
@@ -106,37 +139,30 @@ SOFTREG_INLINE void add_tile(LaneState<A>& state, const Tile<A>& tile,
   state.of_logits = first == 0 ? some : merge(state.of_logits, some);
   const Vec<A> label = targets.labels_from(first);
   for (int64_t c = 0; c < n; ++c) {
-    state.label_logit =
-        Vec<A>::blendv(state.label_logit, tile[c], label == Vec<A>(static_cast<A>(c)));
+    state.label_logit = where_equal(label, Vec<A>(static_cast<A>(c)), tile[c], state.label_logit);
   }
 }
 
-// sum_c a_c and sum_c a_c (x_c - reference) of each lane.
-template <typename A>
-struct LaneSums {
-  Vec<A> coefficient{A(0)}, logit{A(0)};
-};
-
 template <typename T, typename A>
-SOFTREG_INLINE void add_tile(LaneSums<A>& sums, const CrossEntropyRows<T, A>& args,
+SOFTREG_INLINE void add_tile(WeightedSums<A>& sums, const CrossEntropyRows<T, A>& args,
                              const Tile<A>& tile, const Tile<A>& probabilities, Vec<A> reference,
                              int64_t first, int64_t n) {
   const Vec<A> on(on_target(args)), per(per_class(args));
-  const auto coefficient = [&](int64_t c) {
+  const auto item = [&](int64_t c) {
     const Vec<A> weight(class_weight(args, first + c));
-    return args.has_probabilities() ? probability_coefficient(weight, probabilities[c], on, per)
-                                    : weight;
+    const Vec<A> coefficient = args.has_probabilities()
+                                   ? probability_coefficient(weight, probabilities[c], on, per)
+                                   : weight;
+    return WeightedSums<A>::of(coefficient, tile[c] - reference);
   };
-  const auto weighted = [&](int64_t c) { return coefficient(c) * (tile[c] - reference); };
-  sums.coefficient = sums.coefficient + fold_vectors(n, Vec<A>(0), coefficient, Sum(), Sum());
-  sums.logit = sums.logit + fold_vectors(n, Vec<A>(0), weighted, Sum(), Sum());
+  sums = sums + fold_vectors(n, WeightedSums<A>(), item, Sum(), Sum());
 }
 
 // Ends a vector of rows of the forward pass, as add_row() ends one.
 template <typename T, typename A>
 SOFTREG_INLINE void add_rows(const ForwardArgs<T, A>& args, int64_t row, int64_t count,
                              const LaneTargets<A>& targets, const LaneState<A>& state,
-                             Vec<A> reference, const LaneSums<A>& sums, ForwardTotals& totals) {
+                             Vec<A> reference, const WeightedSums<A>& sums, LaneTotals<A>& totals) {
   const Vec<A> max = shift(state.of_logits.max), log_sum = vlog(state.of_logits.sum);
   store_part(args.row_max + row, count, max);
   store_part(args.sum + row, count, state.of_logits.sum);
@@ -151,17 +177,10 @@ SOFTREG_INLINE void add_rows(const ForwardArgs<T, A>& args, int64_t row, int64_t
     weighted_nll =
         weighted_negative_log_likelihood(sums.coefficient, log_sum + (max - reference), sums.logit);
   }
-  const Vec<A> weight = Vec<A>::loadu(targets.label_weight);
-  // Not a product with 0: an ignored row may hold NaN.
-  const Vec<A> loss = Vec<A>::blendv(
-      Vec<A>(0), loss_of_row(args, weight, state.label_logit, max, log_sum, weighted_nll),
-      targets.counts());
-  add_lanes(totals.loss, loss);
-  if (args.weight && !args.has_probabilities()) {
-    add_lanes(totals.weight, weight);
-  } else {
-    totals.weight.add(static_cast<double>(targets.rows_that_count));
-  }
+  const Vec<A> loss = targets.of_counting(
+      loss_of_row(args, targets.weight, state.label_logit, max, log_sum, weighted_nll));
+  totals.add(totals.loss, loss);
+  totals.add(totals.weight, targets.weight);
   if (args.loss) {
     store_part(args.loss + row, count, loss);
   }
@@ -169,21 +188,21 @@ SOFTREG_INLINE void add_rows(const ForwardArgs<T, A>& args, int64_t row, int64_t
 
 template <typename T, typename A>
 ForwardTotals forward_rows_in_lanes(const ForwardArgs<T, A>& args, int64_t begin, int64_t end) {
-  ForwardTotals totals;
   Tile<A> tile, probabilities;
   LaneTargets<A> targets;
+  LaneTotals<A> of_lanes;
   int64_t count;
   for (int64_t row = begin; row < end; row += count) {
     count = lanes_from(args, row, end);
-    targets.read(args, row, count, totals.bad_row);
-    const int64_t classes = targets.rows_that_count > 0 || args.lse ? args.classes : 0;
+    targets.read(args, row, count);
+    const int64_t classes = targets.none_counts() && !args.lse ? 0 : args.classes;
     LaneState<A> state;
     for_each_tile(classes, [&](int64_t first, int64_t n) {
       load_logits<T, A>(tile, nullptr, args, row, count, first, n);
       add_tile(state, tile, targets, first, n);
     });
     Vec<A> reference(0);
-    LaneSums<A> sums;
+    WeightedSums<A> sums;
     if (args.all_classes_count()) {
       reference = reference_near(state.of_logits);
       for_each_tile(classes, [&](int64_t first, int64_t n) {
@@ -196,8 +215,12 @@ ForwardTotals forward_rows_in_lanes(const ForwardArgs<T, A>& args, int64_t begin
         add_tile(sums, args, tile, probabilities, reference, first, n);
       });
     }
-    add_rows(args, row, count, targets, state, reference, sums, totals);
+    add_rows(args, row, count, targets, state, reference, sums, of_lanes);
   }
+  ForwardTotals totals;
+  totals.bad_row = targets.bad_row(args, begin, end);
+  of_lanes.add_to(totals.loss, of_lanes.loss);
+  of_lanes.add_to(totals.weight, of_lanes.weight);
   return totals;
 }
 
@@ -221,35 +244,35 @@ SOFTREG_INLINE RowGradient<Vec<A>> row_gradients(const BackwardArgs<T, A>& args,
                                                  Vec<A> max) {
   const Vec<A> sum = load_part(args.sum + row, count, A(1));
   RowGradient<Vec<A>> of_rows = row_gradient(
-      args, Vec<A>::loadu(targets.label_weight), max, sum,
+      args, targets.weight, max, sum,
       args.has_probabilities() ? load_part(args.coefficient_sum + row, count, A(0)) : Vec<A>(0),
       upstream_of_lanes(args, row, count));
   if (args.grad_lse) {
-    const Vec<A> counts = targets.counts();
     for (Vec<A>* of : {&of_rows.softmax_scale, &of_rows.weight_scale, &of_rows.target_offset,
                        &of_rows.upstream}) {
-      *of = Vec<A>::blendv(Vec<A>(0), *of, counts);
+      *of = targets.of_counting(*of);
     }
     of_rows = with_lse_gradient(of_rows, load_part(args.grad_lse + row, count, A(0)), sum);
   }
   return of_rows;
 }
 
-template <typename T, typename A>
-int64_t backward_rows_in_lanes(const BackwardArgs<T, A>& args, int64_t begin, int64_t end) {
-  int64_t bad_row = kNoBadRow;
+// kPlain: labels, no smoothing and the logits as they are.
+template <bool kPlain, typename T, typename A>
+SOFTREG_INLINE int64_t backward_rows_in_lanes(const BackwardArgs<T, A>& args, int64_t begin,
+                                              int64_t end) {
   Tile<A> tile, slopes, target_tile;
   LaneTargets<A> targets;
-  const bool probabilities = args.has_probabilities();
+  const bool probabilities = !kPlain && args.has_probabilities();
   const Vec<A> on(on_target(args)), per(per_class(args));
   int64_t count;
   for (int64_t row = begin; row < end; row += count) {
     count = args.grad.rows_in_sample(row, lanes_from(args, row, end));
-    targets.read(args, row, count, bad_row);
+    targets.read(args, row, count);
     const Vec<A> max = load_part(args.row_max + row, count, A(0));
     const auto [scale, elsewhere, at_label, upstream] =
         row_gradients(args, row, count, targets, max);
-    const Vec<A> flows = args.grad_lse ? Vec<A>(0) == Vec<A>(0) : targets.counts();
+    const Vec<A> flows = args.grad_lse ? Vec<A>(1) : targets.counting;
     for_each_tile(args.classes, [&](int64_t first, int64_t n) {
       load_logits<T, A>(tile, &slopes, args, row, count, first, n);
       if (probabilities) {
@@ -257,22 +280,32 @@ int64_t backward_rows_in_lanes(const BackwardArgs<T, A>& args, int64_t begin, in
       }
       const Vec<A> label = targets.labels_from(first);
       for (int64_t c = 0; c < n; ++c) {
-        const Vec<A> weight(args.all_classes_count() ? class_weight(args, first + c) : A(1));
-        const Vec<A> offset =
-            probabilities
-                ? elsewhere * probability_coefficient(weight, target_tile[c], on, per)
-                : Vec<A>::blendv(elsewhere * weight, at_label, label == Vec<A>(static_cast<A>(c)));
+        Vec<A> offset = elsewhere;
+        if (!kPlain) {
+          const Vec<A> weight(args.all_classes_count() ? class_weight(args, first + c) : A(1));
+          offset =
+              offset *
+              (probabilities ? probability_coefficient(weight, target_tile[c], on, per) : weight);
+        }
+        offset = where_equal(label, Vec<A>(static_cast<A>(c)), at_label, offset);
         Vec<A> grad = logit_gradient(tile[c] - max, scale, offset, upstream);
-        if (!args.transform.is_identity) {
+        if (!kPlain && !args.transform.is_identity) {
           grad = grad * slopes[c];
         }
         // Not a product with 0: an ignored row may hold NaN.
-        tile.set(c, Vec<A>::blendv(Vec<A>(0), grad, flows));
+        tile.set(c, where_equal(flows, Vec<A>(1), grad, Vec<A>(0)));
       }
       tile.store(args.grad, row, count, first, n);
     });
   }
-  return bad_row;
+  return targets.bad_row(args, begin, end);
+}
+
+template <typename T, typename A>
+int64_t backward_rows_in_lanes(const BackwardArgs<T, A>& args, int64_t begin, int64_t end) {
+  return args.all_classes_count() || !args.transform.is_identity
+             ? backward_rows_in_lanes<false>(args, begin, end)
+             : backward_rows_in_lanes<true>(args, begin, end);
 }
 
 template <typename T, typename A>

@@ -8,8 +8,7 @@
 namespace softreg {
 namespace {
 
-// Classes taken up at a time. Also the most for which rows that are apart in memory are brought
-// side by side: above, those scalar moves cost more than two horizontal reductions a row.
+// Classes taken up at a time.
 constexpr int64_t kTileClasses = 32;
 
 // Some classes of Vec::size() rows.
@@ -33,10 +32,28 @@ struct Tile {
       }
       return;
     }
+    const auto from = [&](int64_t lane) {
+      return matrix.row(row + (lane < count ? lane : count - 1)) + first * stride;
+    };
+    if constexpr (kTransposes<T>) {
+      for (int64_t c = 0; stride == 1 && c < n; c += kRows) {
+        Vec<A> square[kRows];
+        for (int64_t lane = 0; lane < kRows; ++lane) {
+          square[lane] =
+              n - c < kRows ? load_first(from(lane) + c, n - c) : load_vec(from(lane) + c);
+        }
+        transpose(square);
+        for (int64_t k = 0; k < kRows && c + k < n; ++k) {
+          set(c + k, square[k]);
+        }
+      }
+      if (stride == 1) {
+        return;
+      }
+    }
     for (int64_t lane = 0; lane < kRows; ++lane) {
-      const T* from = matrix.row(row + (lane < count ? lane : count - 1)) + first * stride;
       for (int64_t c = 0; c < n; ++c) {
-        values[c * kRows + lane] = static_cast<A>(from[c * stride]);
+        values[c * kRows + lane] = static_cast<A>(from(lane)[c * stride]);
       }
     }
   }
@@ -51,6 +68,22 @@ struct Tile {
         count == kRows ? store_vec(to, (*this)[c]) : store_part(to, count, (*this)[c]);
       }
       return;
+    }
+    if constexpr (kTransposes<T>) {
+      for (int64_t c = 0; stride == 1 && c < n; c += kRows) {
+        Vec<A> square[kRows];
+        for (int64_t k = 0; k < kRows; ++k) {
+          square[k] = c + k < n ? (*this)[c + k] : Vec<A>(0);
+        }
+        transpose(square);
+        for (int64_t lane = 0; lane < count; ++lane) {
+          T* to = matrix.row(row + lane) + first + c;
+          n - c < kRows ? store_part(to, n - c, square[lane]) : store_vec(to, square[lane]);
+        }
+      }
+      if (stride == 1) {
+        return;
+      }
     }
     for (int64_t lane = 0; lane < count; ++lane) {
       T* to = matrix.row(row + lane) + first * stride;

@@ -19,9 +19,20 @@ SOFTREG_INLINE Vec<A> vmax(Vec<A> best, Vec<A> x) {
   return at::vec::clamp_min(x, best);  // one instruction; keeps `best` or x when the other is NaN
 }
 
+// x in the lanes where a == b, y in the others.
+template <typename A>
+SOFTREG_INLINE Vec<A> where_equal(Vec<A> a, Vec<A> b, Vec<A> x, Vec<A> y) {
+#if defined(CPU_CAPABILITY_AVX512)  // at::vec would take the mask to a vector and back
+  if constexpr (std::is_same_v<A, float>) {
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ), y, x);
+  }
+#endif
+  return Vec<A>::blendv(y, x, a == b);
+}
+
 template <typename A>
 SOFTREG_INLINE Vec<A> zero_if_neg_inf(Vec<A> x) {
-  return Vec<A>::blendv(x, Vec<A>(0), x == Vec<A>(-INFINITY));
+  return where_equal(x, Vec<A>(-INFINITY), Vec<A>(0), x);
 }
 
 template <typename A>
@@ -106,8 +117,19 @@ SOFTREG_INLINE Vec<float> load_vec(const T* x) {
   return wide;
 }
 
+#if defined(CPU_CAPABILITY_AVX2)
+SOFTREG_INLINE __m256i first_lanes(int64_t count) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)),
+                            _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+#endif
+
 SOFTREG_INLINE Vec<float> load_first(const float* x, int64_t count) {
+#if defined(CPU_CAPABILITY_AVX2)  // at::vec would copy lane by lane
+  return _mm256_maskload_ps(x, first_lanes(count));
+#else
   return Vec<float>::loadu(x, count);
+#endif
 }
 SOFTREG_INLINE Vec<double> load_first(const double* x, int64_t count) {
   return Vec<double>::loadu(x, count);
@@ -146,7 +168,11 @@ SOFTREG_INLINE void store_vec(T* to, Vec<float> x) {
 }
 
 SOFTREG_INLINE void store_part(float* to, int64_t count, Vec<float> x) {
+#if defined(CPU_CAPABILITY_AVX2)
+  _mm256_maskstore_ps(to, first_lanes(count), x);
+#else
   x.store(to, static_cast<int>(count));
+#endif
 }
 SOFTREG_INLINE void store_part(double* to, int64_t count, Vec<double> x) {
   x.store(to, static_cast<int>(count));
@@ -155,6 +181,61 @@ SOFTREG_INLINE void store_part(double* to, int64_t count, Vec<double> x) {
 template <typename T>
 SOFTREG_INLINE void store_part(T* to, int64_t count, Vec<float> x) {
   at::vec::convert_from_float<T>(x, x).store(to, static_cast<int>(count));
+}
+
+// Whether a square of T comes from memory, and gets there, with rows and columns changed.
+template <typename T>
+#if defined(CPU_CAPABILITY_AVX512)
+constexpr bool kTransposes = !std::is_same_v<T, double>;
+#elif defined(CPU_CAPABILITY_AVX2)
+constexpr bool kTransposes = std::is_same_v<T, float>;  // half a vector of half types costs more
+#else
+constexpr bool kTransposes = false;
+#endif
+
+// As many vectors as each has lanes: by pairs of lanes, of pairs, and so on.
+SOFTREG_INLINE void transpose(Vec<float>* square) {
+#if defined(CPU_CAPABILITY_AVX512)
+  __m512 a[16], b[16];
+  for (int i = 0; i < 16; i += 2) {
+    a[i] = _mm512_unpacklo_ps(square[i], square[i + 1]);
+    a[i + 1] = _mm512_unpackhi_ps(square[i], square[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    for (int half = 0; half < 2; ++half) {
+      const __m512d x = _mm512_castps_pd(a[i + half]), y = _mm512_castps_pd(a[i + half + 2]);
+      b[i + 2 * half] = _mm512_castpd_ps(_mm512_unpacklo_pd(x, y));
+      b[i + 2 * half + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(x, y));
+    }
+  }
+  for (int j = 0; j < 4; ++j) {  // b[4 i + j] holds the columns j, j + 4, j + 8, j + 12 of rows 4 i
+    const __m512 even_01 = _mm512_shuffle_f32x4(b[j], b[4 + j], 0x88);
+    const __m512 odd_01 = _mm512_shuffle_f32x4(b[j], b[4 + j], 0xdd);
+    const __m512 even_23 = _mm512_shuffle_f32x4(b[8 + j], b[12 + j], 0x88);
+    const __m512 odd_23 = _mm512_shuffle_f32x4(b[8 + j], b[12 + j], 0xdd);
+    square[j] = _mm512_shuffle_f32x4(even_01, even_23, 0x88);
+    square[j + 4] = _mm512_shuffle_f32x4(odd_01, odd_23, 0x88);
+    square[j + 8] = _mm512_shuffle_f32x4(even_01, even_23, 0xdd);
+    square[j + 12] = _mm512_shuffle_f32x4(odd_01, odd_23, 0xdd);
+  }
+#elif defined(CPU_CAPABILITY_AVX2)
+  __m256 a[8], b[8];
+  for (int i = 0; i < 8; i += 2) {
+    a[i] = _mm256_unpacklo_ps(square[i], square[i + 1]);
+    a[i + 1] = _mm256_unpackhi_ps(square[i], square[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    for (int half = 0; half < 2; ++half) {
+      const __m256d x = _mm256_castps_pd(a[i + half]), y = _mm256_castps_pd(a[i + half + 2]);
+      b[i + 2 * half] = _mm256_castpd_ps(_mm256_unpacklo_pd(x, y));
+      b[i + 2 * half + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(x, y));
+    }
+  }
+  for (int j = 0; j < 4; ++j) {
+    square[j] = _mm256_permute2f128_ps(b[j], b[4 + j], 0x20);
+    square[j + 4] = _mm256_permute2f128_ps(b[j], b[4 + j], 0x31);
+  }
+#endif
 }
 
 // A register of what lies in memory: a vector of float or double, two of float as half types.
