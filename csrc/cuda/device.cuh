@@ -26,6 +26,15 @@ struct alignas(16) Pack {
   T items[kItems];
 };
 
+// One instruction: left to itself the compiler may store a pack item by item.
+template <typename T>
+__device__ __forceinline__ void store_pack(Pack<T>* to, const Pack<T>& pack) {
+  uint4 words;
+  static_assert(sizeof(words) == sizeof(pack));
+  __builtin_memcpy(&words, &pack, sizeof(words));
+  __stwb(reinterpret_cast<uint4*>(to), words);
+}
+
 // exp as a sum over logits of type T needs it: beside the rounding of a half type's logits the
 // 2^-21 of the hardware's exponential is nothing.
 template <typename T>

@@ -81,7 +81,7 @@ struct RowItems {
       auto* to = reinterpret_cast<Pack<X>*>(data + first);
 #pragma unroll
       for (int p = 0; p < items.kPacks; ++p) {
-        to[p] = items.packs[p];
+        store_pack(to + p, items.packs[p]);
       }
       return;
     }

@@ -59,6 +59,12 @@ X shuffle_xor(unsigned mask, X x, int bit) {
 #define __syncthreads cuda_on_host::wait_for_block
 #define __shfl_xor_sync cuda_on_host::shuffle_xor
 
+// 16 bytes of anything.
+struct [[gnu::may_alias]] alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+inline void __stwb(uint4* to, uint4 words) { *to = words; }
+
 inline float __expf(float x) { return ::expf(x); }
 
 using cudaStream_t = void*;
