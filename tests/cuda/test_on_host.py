@@ -6,44 +6,20 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from torch.utils import cpp_extension
+from shim import build, run
 
 TESTS = Path(__file__).parents[1]
-SHIM, CSRC = TESTS / "cuda_on_host", TESTS.parent / "csrc"
 # What runs on the kernels: values, gradients, layouts, options.
 SUITES = ["functional", "k_dimensional", "probabilities", "beyond_the_original"]
 BAD_LABEL = "cross_entropy: target is neither in [0, classes) nor ignore_index"
 pytestmark = pytest.mark.skipif(
     "SOFTREG_CUDA_ON_HOST" in os.environ, reason="the kernels are in place in this process already"
 )
-if not CSRC.exists():
-    pytest.skip("the tests run without the source tree", allow_module_level=True)
-
-
-def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, **environment}
-    return subprocess.run(command, capture_output=True, text=True, env=env)
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Puts the CUDA ops in the place of the CPU's, once loaded."""
-    folder = tmp_path_factory.mktemp("cuda_on_host")
-    shared = [CSRC / f"{name}.cpp" for name in ("args", "checks", "row_matrix")]
-    # The shim's headers in front of CUDA's own.
-    includes = [f"-I{path}" for path in (SHIM, CSRC, *cpp_extension.include_paths())]
-    objects = []
-    for source in [SHIM / "ops.cpp", SHIM / "fibers.cpp", *shared]:
-        objects.append(str(folder / f"{source.stem}.o"))
-        flags = ["-std=c++20", "-O2", "-w", "-fPIC", *includes]
-        compiled = run(["g++", *flags, "-c", str(source), "-o", objects[-1]])
-        assert compiled.returncode == 0, compiled.stderr[-3000:]
-    result = folder / "cuda_on_host.so"
-    libraries = [f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu", "-lc10"]
-    linked = run(["g++", "-shared", *objects, *libraries, "-o", str(result)])
-    assert linked.returncode == 0, linked.stderr[-3000:]
-    return result
+    return build(tmp_path_factory.mktemp("cuda_on_host"))
 
 
 @pytest.mark.parametrize("name", SUITES)

@@ -1,6 +1,6 @@
 // A block's threads, in turns on one thread of the host: each runs until it waits, and each warp
 // until it waits for the block, as far ahead of the others as it may get. Who comes first changes
-// every time. A missing barrier shows.
+// every time, which is what shows a missing barrier: ThreadSanitizer would see one thread, in order.
 #include <cuda_runtime.h>
 #include <setjmp.h>
 #include <ucontext.h>
@@ -11,12 +11,34 @@
 #include <deque>
 #include <memory>
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/common_interface_defs.h>
+#endif
+
 thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace cuda_on_host {
 namespace {
 
 constexpr size_t kStackBytes = 64 * 1024;
+
+// Of a stack that is not in use, what AddressSanitizer keeps; it knows but one a thread unless told.
+struct Stack {
+  const void* bottom = nullptr;
+  size_t bytes = 0;
+  void* frames = nullptr;
+
+  void leave_for(const Stack& next) {
+#ifdef __SANITIZE_ADDRESS__
+    __sanitizer_start_switch_fiber(&frames, next.bottom, next.bytes);
+#endif
+  }
+  void arrive_from(Stack& last) {
+#ifdef __SANITIZE_ADDRESS__
+    __sanitizer_finish_switch_fiber(frames, &last.bottom, &last.bytes);
+#endif
+  }
+};
 
 enum class State { kRuns, kWaitsForWarp, kWaitsForBlock, kEnded };
 
@@ -26,7 +48,8 @@ struct Fiber {
   bool started = false;
   jmp_buf resume;
   ucontext_t start;
-  std::unique_ptr<char[]> stack{new char[kStackBytes]};
+  std::unique_ptr<char[]> memory{new char[kStackBytes]};
+  Stack stack{memory.get(), kStackBytes};
 };
 
 struct Block {
@@ -35,6 +58,7 @@ struct Block {
   size_t threads;
   Fiber* current;
   jmp_buf scheduler;
+  Stack scheduler_stack;
   void (*body)(void*);
   void* arguments;
 };
@@ -42,13 +66,17 @@ struct Block {
 Block block;
 
 void wait(State state) {
-  block.current->state = state;
-  if (_setjmp(block.current->resume) == 0) {
+  Fiber& fiber = *block.current;
+  fiber.state = state;
+  if (_setjmp(fiber.resume) == 0) {
+    fiber.stack.leave_for(block.scheduler_stack);
     _longjmp(block.scheduler, 1);
   }
+  fiber.stack.arrive_from(block.scheduler_stack);
 }
 
 void fiber_main() {
+  block.current->stack.arrive_from(block.scheduler_stack);
   for (;;) {
     block.body(block.arguments);
     wait(State::kEnded);
@@ -58,14 +86,16 @@ void fiber_main() {
 void run_until_it_waits(Fiber& fiber) {
   block.current = &fiber;
   if (_setjmp(block.scheduler) != 0) {
+    block.scheduler_stack.arrive_from(fiber.stack);
     return;
   }
+  block.scheduler_stack.leave_for(fiber.stack);
   if (fiber.started) {
     _longjmp(fiber.resume, 1);
   }
   fiber.started = true;
   getcontext(&fiber.start);
-  fiber.start.uc_stack = {fiber.stack.get(), 0, kStackBytes};
+  fiber.start.uc_stack = {fiber.memory.get(), 0, kStackBytes};
   makecontext(&fiber.start, fiber_main, 0);
   setcontext(&fiber.start);
 }

@@ -1,0 +1,44 @@
+"""The CUDA kernels on the host under AddressSanitizer: nothing is touched beside what is given."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from shim import SHIM, build, run
+
+FLAGS = ("-fsanitize=address", "-fno-omit-frame-pointer", "-g1")
+
+
+@pytest.fixture(scope="module")
+def preloaded() -> str:
+    """In front of Python's own; C++'s too, whose exceptions it looks for at the start."""
+    names = ("libasan.so", "libstdc++.so")
+    found = [run(["g++", f"-print-file-name={name}"]).stdout.strip() for name in names]
+    if not all(Path(path).is_absolute() for path in found):
+        pytest.skip("g++ comes without AddressSanitizer")
+    return " ".join(found)
+
+
+@pytest.fixture(scope="module")
+def library(preloaded: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("sanitized"), *FLAGS)
+
+
+@pytest.mark.parametrize("trap", [False, True], ids=["rows", "trap"])
+def test_guarded_rows(preloaded: str, library: Path, trap: bool) -> None:
+    done = run(
+        [
+            *(sys.executable, str(SHIM / "guarded_rows.py"), str(library)),
+            *(["--trap"] if trap else []),
+        ],
+        LD_PRELOAD=preloaded,
+        ASAN_OPTIONS="detect_leaks=0",
+        OMP_NUM_THREADS="1",
+    )
+    if trap:
+        assert "use-after-poison" in done.stderr, done.stderr[-3000:]
+        assert "row_slots.cuh" in done.stderr
+        return
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout == "touched nothing else\n"
+    assert "AddressSanitizer" not in done.stderr
