@@ -1,5 +1,6 @@
 """Inputs of the loss, and how ours is held against PyTorch's and the definition."""
 
+import os
 from typing import Any
 
 import oracle
@@ -10,10 +11,16 @@ from torch import Tensor
 import softreg_ext
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+# Where the tests make their tensors (conftest.py); the definition is computed on the CPU.
+DEVICE = torch.device(os.environ.get("SOFTREG_DEVICE", "cpu"))
+
+
+def random_source(seed: int) -> torch.Generator:
+    return torch.Generator(DEVICE).manual_seed(seed)
 
 
 def make_case(rows: int, classes: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(rows * 10007 + classes)
+    generator = random_source(rows * 10007 + classes)
     logits = (torch.randn(rows, classes, generator=generator) * 3).to(dtype)
     target = torch.randint(classes, (rows,), generator=generator)
     weight = (torch.rand(classes, generator=generator) + 0.5).to(dtype)

@@ -15,7 +15,7 @@ class Reference:
 
 
 def extended(x: Tensor) -> np.ndarray:
-    return x.detach().double().numpy().astype(np.longdouble)
+    return x.detach().double().cpu().numpy().astype(np.longdouble)
 
 
 def rows_of(x: np.ndarray) -> np.ndarray:
@@ -42,7 +42,7 @@ def cross_entropy(
         q, row_weight = rows_of(extended(target)), np.ones(rows, np.longdouble)
         counts = np.ones(rows, bool)
     else:
-        labels = target.numpy().astype(np.int64).reshape(-1)
+        labels = target.cpu().numpy().astype(np.int64).reshape(-1)
         counts = labels != ignore_index
         safe = np.where(counts, labels, 0)
         q, row_weight = np.eye(classes, dtype=np.longdouble)[safe], w[safe] * counts

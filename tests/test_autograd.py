@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import random_source
 from torch import Tensor
 from torch._dynamo import compiled_autograd
 from torch.autograd import gradcheck, gradgradcheck
@@ -23,7 +24,7 @@ CLASSES = [4, 40]
 
 
 def make_inputs(classes: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(classes)
+    generator = random_source(classes)
     logits = torch.randn(5, classes, generator=generator, dtype=dtype)
     weight = torch.rand(classes, generator=generator, dtype=dtype) + 0.5
     return logits, torch.tensor([0, 3, -100, 1, 2]), weight

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import DTYPES, check_against_torch, loss_and_grad
+from cases import DTYPES, check_against_torch, loss_and_grad, random_source
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -16,7 +16,7 @@ SHAPES = [(3, 5, 1), (3, 5, 7), (2, 40, 16), (2, 3, 4, 5), (3, 100, 3, 11), (2, 
 
 
 def make_images(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(sum(shape))
+    generator = random_source(sum(shape))
     logits = (torch.randn(shape, generator=generator) * 3).to(dtype)
     target = torch.randint(shape[1], (shape[0], *shape[2:]), generator=generator)
     target.view(-1)[::7] = -100
@@ -32,9 +32,9 @@ def test_matches_torch(
     dtype: torch.dtype, shape: tuple[int, ...], reduction: str, smoothing: float, weighted: bool
 ) -> None:
     logits, target = make_images(shape, dtype)
-    weight = (torch.rand(shape[1], generator=torch.Generator().manual_seed(2)) + 0.5).to(dtype)
+    weight = (torch.rand(shape[1], generator=random_source(2)) + 0.5).to(dtype)
     grad_shape = target.shape if reduction == "none" else ()
-    grad_output = torch.randn(grad_shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    grad_output = torch.randn(grad_shape, generator=random_source(1)).to(dtype)
     check_against_torch(
         logits,
         target,

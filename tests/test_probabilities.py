@@ -7,7 +7,7 @@ import oracle
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import DTYPES, make_case, several
+from cases import DTYPES, make_case, random_source, several
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
@@ -27,7 +27,7 @@ def run(
 def check(logits: Tensor, target: Tensor, **options: Any) -> None:
     per_row = options.get("reduction") == "none" and logits.dim() > 1
     shape = (logits.shape[0], *logits.shape[2:]) if per_row else ()
-    generator = torch.Generator().manual_seed(7)
+    generator = random_source(7)
     grad_output = torch.randn(shape, generator=generator).to(logits.dtype)
     weight = options.get("weight")
     draws = []
@@ -64,7 +64,7 @@ def test_matches_torch(
 @pytest.mark.parametrize("shape", [(3, 5, 7), (2, 40, 3, 6), (2, 3, 2, 2, 17), (1, 6, 1, 1), (6,)])
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 def test_shapes(shape: tuple[int, ...], reduction: str) -> None:
-    generator = torch.Generator().manual_seed(3)
+    generator = random_source(3)
     logits = torch.randn(shape, generator=generator)
     target = torch.randn(shape, generator=generator).softmax(1 if len(shape) > 1 else 0)
     check(logits, target, reduction=reduction, label_smoothing=0.1)
@@ -131,7 +131,7 @@ def test_no_rows(reduction: str, shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("shape", [(4, 5), (2, 40, 3), (3, 4, 2, 2), (6,)], ids=str)
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 def test_gradcheck(shape: tuple[int, ...], reduction: str) -> None:
-    generator = torch.Generator().manual_seed(4)
+    generator = random_source(4)
     logits = torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
     target = torch.rand(shape, generator=generator, dtype=torch.float64, requires_grad=True)
     weight = torch.rand(shape[1 if len(shape) > 1 else 0], dtype=torch.float64)

@@ -9,7 +9,7 @@ import oracle
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import DTYPES
+from cases import DEVICE, DTYPES
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -25,7 +25,7 @@ MODULE = next(module for module in module_db if module.module_cls is nn.CrossEnt
 
 
 def samples(dtype: torch.dtype) -> list[Any]:
-    return list(OP.sample_inputs("cpu", dtype, requires_grad=True))
+    return list(OP.sample_inputs(str(DEVICE), dtype, requires_grad=True))
 
 
 def run(
@@ -83,7 +83,7 @@ def test_derivatives() -> None:
 
 
 def module_inputs(dtype: torch.dtype) -> Iterator[Any]:
-    return MODULE.module_inputs_func(MODULE, "cpu", dtype, True, training=True)
+    return MODULE.module_inputs_func(MODULE, str(DEVICE), dtype, True, training=True)
 
 
 def module_loss(kind: type[nn.Module], given: Any, dtype: torch.dtype) -> Tensor:
@@ -115,7 +115,7 @@ def test_modules(dtype: torch.dtype) -> None:
 )
 def test_errors() -> None:
     errors = list(
-        MODULE.module_error_inputs_func(MODULE, "cpu", torch.float64, True, training=True)
+        MODULE.module_error_inputs_func(MODULE, str(DEVICE), torch.float64, True, training=True)
     )
     assert errors
     for given in errors:
