@@ -3,7 +3,7 @@
 import math
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.utils.benchmark import Timer
 MODES = ("forward", "forward, recorded", "forward + backward")
 BLOCK_SECONDS = 0.01  # a timing is of as many calls as fill this
 LEAST_ROUNDS, MOST_ROUNDS = 5, 51
+EXACT_LOGITS = 1 << 26  # at a time: half a gigabyte in float64
 MEMORY_LOGITS = 1 << 20  # below, what malloc keeps hides what a call takes
 
 
@@ -25,36 +26,69 @@ def call_of(loss: Loss, inputs: Inputs, mode: str) -> Callable[[], tuple[Tensor,
     leaf = inputs.logits.detach().requires_grad_(mode != "forward")
 
     def call() -> tuple[Tensor, Tensor | None]:
-        leaf.grad = None
         result = loss(leaf, inputs.target, **inputs.options)
         if mode == MODES[-1]:
             (result if result.dim() == 0 else result.sum()).backward()
-        return result, leaf.grad
+        grad, leaf.grad = leaf.grad, None  # not kept: others need the memory
+        return result, grad
 
     return call
 
 
-def exact(inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """Loss and gradient in float64."""
-    widen = {n: x.double() if isinstance(x, Tensor) else x for n, x in inputs.options.items()}
-    target = inputs.target.double() if inputs.target.is_floating_point() else inputs.target
-    leaf = inputs.logits.double().requires_grad_()
-    loss = F.cross_entropy(leaf, target, **widen)
-    loss.sum().backward()
-    assert leaf.grad is not None
-    return loss.detach(), leaf.grad
+def exact(inputs: Inputs) -> Iterator[tuple[Tensor, Tensor]]:
+    """Losses and gradient in float64, some samples at a time.
+
+    The losses are those of the samples, or their part of the reduced loss.
+    """
+
+    def widen(x: Any) -> Any:
+        return x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
+
+    options = {name: widen(x) for name, x in inputs.options.items()}
+    per_row = options.pop("reduction", "mean") == "none"
+    total = 1 if per_row else mean_divides_by(inputs)
+    count = max(1, EXACT_LOGITS // inputs.logits[0].numel())
+    for logits, target in zip(inputs.logits.split(count), inputs.target.split(count), strict=True):
+        leaf = logits.double().requires_grad_()
+        reduction = "none" if per_row else "sum"
+        loss = F.cross_entropy(leaf, widen(target), reduction=reduction, **options) / total
+        (grad,) = torch.autograd.grad(loss.sum(), leaf)
+        yield loss.detach(), grad
+
+
+def mean_divides_by(inputs: Inputs) -> float:
+    if not inputs.has_labels:
+        return inputs.logits.numel() / inputs.logits.shape[1]
+    counted = inputs.target[inputs.target != -100]
+    weight = inputs.options.get("weight")
+    return counted.numel() if weight is None else float(weight.double()[counted].sum())
 
 
 def errors(
-    call: Callable[[], tuple[Tensor, Tensor | None]], reference: tuple[Tensor, Tensor]
+    call: Callable[[], tuple[Tensor, Tensor | None]], reference: Iterable[tuple[Tensor, Tensor]]
 ) -> tuple[float, float]:
     """Largest errors of loss and gradient, as parts of the largest exact value."""
     loss, grad = call()
     assert grad is not None
-    return tuple(  # type: ignore[return-value]
-        float((ours.detach().double() - right).abs().max() / right.abs().max())
-        for ours, right in zip((loss, grad), reference, strict=True)
-    )
+    losses, wrong, sizes = [], [], []
+    begin = 0
+    for exact_loss, exact_grad in reference:
+        ours = grad[begin : begin + len(exact_grad)].double()
+        begin += len(exact_grad)
+        losses.append(exact_loss)
+        wrong.append((ours - exact_grad).abs().max())
+        sizes.append(exact_grad.abs().max())
+    right = torch.cat(losses) if loss.dim() else torch.stack(losses).sum()
+    loss_error = (loss.detach().double() - right).abs().max() / right.abs().max()
+    return float(loss_error), float(torch.stack(wrong).max() / torch.stack(sizes).max())
+
+
+def allowed_error(inputs: Inputs) -> float:
+    return 64 * torch.finfo(inputs.logits.dtype).eps
+
+
+def assert_right(cell: Cell, name: str, found: tuple[float, float], allowed: float) -> None:
+    assert all(error <= allowed for error in found), f"{cell}: {name} is wrong by {found}"
 
 
 def peak_bytes(call: Callable[[], Any]) -> int:
@@ -86,14 +120,32 @@ def timings(
     once = {name: timer.timeit(1).mean for name, timer in timers.items()}
     numbers = {name: max(1, math.ceil(BLOCK_SECONDS / once[name])) for name in timers}
     a_round = sum(numbers[name] * once[name] for name in timers)
-    rounds = min(MOST_ROUNDS, max(LEAST_ROUNDS, int(seconds / a_round)))
-    times: dict[str, list[float]] = {name: [] for name in timers}
-    order, draw = list(timers), random.Random(0)
-    for _ in range(rounds):
+    return in_turns(
+        list(timers), lambda name: timers[name].timeit(numbers[name]).mean, seconds / a_round
+    )
+
+
+def in_turns(
+    order: list[str], seconds_of: Callable[[str], float], rounds: float
+) -> dict[str, list[float]]:
+    """Timings by name, sorted: all take turns, in an order drawn for each round."""
+    times: dict[str, list[float]] = {name: [] for name in order}
+    draw = random.Random(0)
+    for _ in range(min(MOST_ROUNDS, max(LEAST_ROUNDS, int(rounds)))):
         draw.shuffle(order)
         for name in order:
-            times[name].append(timers[name].timeit(numbers[name]).mean)
+            times[name].append(seconds_of(name))
     return {name: sorted(values) for name, values in times.items()}
+
+
+def summary(times: list[float]) -> dict[str, float]:
+    """The columns of a timing."""
+    return {
+        "median_s": quantile(times, 0.5),
+        "lower_quartile_s": quantile(times, 0.25),
+        "upper_quartile_s": quantile(times, 0.75),
+        "rounds": len(times),
+    }
 
 
 def measure(cell: Cell, seconds: float) -> Iterator[dict[str, Any]]:
@@ -105,20 +157,15 @@ def measure(cell: Cell, seconds: float) -> Iterator[dict[str, Any]]:
     torch.set_num_threads(cell.threads)
     inputs = make_inputs(cell)
     peers = peers_for(cell)
-    reference = exact(inputs)
-    allowed = 64 * torch.finfo(inputs.logits.dtype).eps
+    reference = list(exact(inputs))
+    allowed = allowed_error(inputs)
     found = {}
     for name, loss in peers.items():
         found[name] = errors(call_of(loss, inputs, MODES[-1]), reference)
-        assert max(found[name]) <= allowed, f"{cell}: {name} is wrong by {found[name]}"
+        assert_right(cell, name, found[name], allowed)
     del reference
 
-    about = {
-        "size": cell.size,
-        "dtype": cell.dtype,
-        "variant": cell.variant,
-        "threads": cell.threads,
-    }
+    about = cell.columns
     for mode in MODES:
         calls: dict[str, Callable[[], Any]] = {
             name: call_of(loss, inputs, mode) for name, loss in peers.items()
@@ -134,10 +181,7 @@ def measure(cell: Cell, seconds: float) -> Iterator[dict[str, Any]]:
                 **about,
                 "mode": mode,
                 "peer": name,
-                "median_s": quantile(times, 0.5),
-                "lower_quartile_s": quantile(times, 0.25),
-                "upper_quartile_s": quantile(times, 0.75),
-                "rounds": len(times),
+                **summary(times),
                 "peak_bytes": peaks.get(name),
                 "loss_error": loss_error,
                 "grad_error": grad_error,

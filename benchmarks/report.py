@@ -111,7 +111,9 @@ def chart(rows: list[Row], path: Path) -> None:
     pyplot.close(figure)
 
 
-def write_report(table: Path) -> list[Path]:
+def write_report(
+    table: Path, markdown: Any = markdown, chart: Any = chart, alt: str = "Ratios"
+) -> list[Path]:
     """The table's Markdown and chart, beside it.
 
     Returns:
@@ -120,7 +122,7 @@ def write_report(table: Path) -> list[Path]:
     with table.open(newline="") as file:
         rows: list[Row] = list(csv.DictReader(file))
     text, picture = table.with_suffix(".md"), table.with_suffix(".png")
-    lines = [*markdown(rows), f"![Ratios]({picture.name})", ""]
+    lines = [*markdown(rows), f"![{alt}]({picture.name})", ""]
     text.write_text("\n".join(lines))
     chart(rows, picture)
     return [table, text, picture]

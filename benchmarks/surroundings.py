@@ -7,15 +7,24 @@ from typing import Any
 import torch
 
 import softreg_ext
+from softreg_ext._extension import BUILD
 from softreg_ext.info import hardware
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def surroundings() -> dict[str, Any]:
+def why_no_gpu() -> str | None:
+    """What a run on a GPU lacks here."""
+    if BUILD.cuda is None:
+        return f"softreg_ext is built without CUDA kernels: {BUILD.cuda_reason}"
+    return None if torch.cuda.is_available() else "torch sees no GPU"
+
+
+def surroundings(device: str = "cpu") -> dict[str, Any]:
     """The columns that say where a row was measured."""
     here = hardware()
     return {
+        **({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {}),
         "processor": here["processor"],
         "cores": here["cores"],
         "kernels": here["cpu_kernels"],
