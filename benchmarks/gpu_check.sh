@@ -55,7 +55,7 @@ fi
 one_line GPU "${gpu%$'\n'*}"
 export TORCH_CUDA_ARCH_LIST="${gpu##*$'\n'}"
 
-timeout "$BUILD_S" "$python" setup.py build_ext --inplace >"$work/build.log" 2>&1
+timeout -k 5 "$BUILD_S" "$python" setup.py build_ext --inplace >"$work/build.log" 2>&1
 status=$?
 if [ "$status" != 0 ]; then
   failed=1
@@ -74,7 +74,7 @@ if [ -n "$sanitizer" ]; then
     # allocation of its own: what lies beside it is nobody's.
     only=(--kernel-name kns=softreg)
     [ "$tool" = initcheck ] && only=()
-    PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout "$SANITIZER_S" "$sanitizer" --tool "$tool" \
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout -k 5 "$SANITIZER_S" "$sanitizer" --tool "$tool" \
       "${only[@]}" --error-exitcode 9 --report-api-errors no \
       "$python" tests/cuda_on_host/launch_shapes.py >"$work/$tool.log" 2>&1 &
     running[$tool]=$!
@@ -85,7 +85,7 @@ fi
 
 workers=()
 "$python" -c 'import xdist' 2>/dev/null && workers=(-n 8)
-timeout "$TESTS_S" "$python" -m pytest -q -m cuda "${workers[@]}" tests/cuda \
+timeout -k 5 "$TESTS_S" "$python" -m pytest -q -m cuda "${workers[@]}" tests/cuda \
   >"$work/tests.log" 2>&1
 judge tests $? "$work/tests.log"
 for tool in memcheck racecheck initcheck; do

@@ -10,6 +10,7 @@ import bench_training
 import measure
 import pytest
 import report
+import tables
 import torch
 import torch.nn.functional as F
 from cells import VARIANTS, Cell, grid, make_inputs
@@ -89,25 +90,8 @@ def table(path: Path) -> Path:
     about = {"size": "6x5", "dtype": "float32", "variant": "plain", "threads": 2}
     here = {"processor": "P", "cores": 2, "kernels": "k", "torch": "t", "python": "p"}
     times = {"softreg_ext": 1e-6, "eager": 5e-6, "compiled": 3e-6}
-    rows = [
-        {
-            **about,
-            "mode": mode,
-            "peer": peer,
-            "median_s": median,
-            "peak_bytes": 50 if peer == "softreg_ext" else 200,
-            "grad_error": 1e-7,
-            **here,
-            "softreg_ext": "1",
-        }
-        for mode in measure.MODES
-        for peer, median in times.items()
-    ]
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
+    here["softreg_ext"] = "1"
+    return tables.write(path, tables.rows_of(measure.MODES, times, about, here))
 
 
 def test_report(tmp_path: Path) -> None:

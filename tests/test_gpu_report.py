@@ -5,6 +5,7 @@ from pathlib import Path
 
 import gpu_measure
 import gpu_report
+import tables
 from cells import Cell
 
 HERE = {"gpu": "G", "torch": "t", "python": "p", "softreg_ext": "1"}
@@ -13,28 +14,12 @@ HERE = {"gpu": "G", "torch": "t", "python": "p", "softreg_ext": "1"}
 def table(path: Path) -> Path:
     about = {"size": "8x5", "dtype": "float32", "variant": "plain", "threads": 1}
     times = {"softreg_ext": 1e-6, "eager": 5e-6, "compiled": 3e-6, "read": 0.5e-6, "copy": 1e-6}
-    rows = [
-        {
-            **about,
-            "mode": mode,
-            "peer": peer,
-            "median_s": median,
-            "fewest_bytes": 4000 if peer == "copy" else 3000,
-            "peak_bytes": 50 if peer == "softreg_ext" else 200,
-            "grad_error": 1e-7,
-            "note": "",
-            **HERE,
-        }
-        for mode in gpu_measure.MODES
-        for peer, median in times.items()
-    ]
+    rows = tables.rows_of(gpu_measure.MODES, times, about, {"note": "", **HERE})
+    for row in rows:
+        row["fewest_bytes"] = 4000 if row["peer"] == "copy" else 3000
     note = gpu_measure.note(Cell((6, 5), "float32", 1), "quack-kernels", "not there")
     rows.append({**{name: note.get(name) for name in rows[0]}, **HERE})
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
+    return tables.write(path, rows)
 
 
 def test_report(tmp_path: Path) -> None:
