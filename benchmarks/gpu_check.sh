@@ -76,7 +76,7 @@ if [ -n "$sanitizer" ]; then
     [ "$tool" = initcheck ] && only=()
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout -k 5 "$SANITIZER_S" "$sanitizer" --tool "$tool" \
       "${only[@]}" --error-exitcode 9 --report-api-errors no \
-      "$python" tests/cuda_on_host/launch_shapes.py >"$work/$tool.log" 2>&1 &
+      "$python" tests/cuda/launch_shapes.py >"$work/$tool.log" 2>&1 &
     running[$tool]=$!
   done
 else

@@ -1,6 +1,7 @@
 """The report of a GPU, from the CSV alone: python benchmarks/gpu_report.py TABLE.csv [--short]"""
 
 import csv
+import math
 import sys
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -12,6 +13,7 @@ from report import OURS, Row, by_cell, memory, microseconds
 YARDSTICKS = ("read", "copy")
 PEERS = ("eager", "compiled", "compiled, dynamic", "liger-kernel", "quack-kernels", "flash-attn")
 CHARTED_MODES = ("forward", "backward")
+CHARTED_LOGITS = 1 << 23  # below, a launch is what takes the time
 
 
 def bandwidth(row: Row) -> float:
@@ -115,7 +117,7 @@ def markdown(rows: list[Row]) -> Iterator[str]:
 
 
 def chart(rows: list[Row], path: Path) -> None:
-    """The part of a copy's bandwidth by the number of classes: without options, two dimensions."""
+    """The part of a copy's bandwidth by classes, without options, of sizes that fill a GPU."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -135,7 +137,8 @@ def chart(rows: list[Row], path: Path) -> None:
             lines: dict[str, list[tuple[int, float]]] = {}
             for (size, of_dtype, variant, _, of_mode), peers in by_cell(measured(rows)):
                 shape = [int(n) for n in size.split("x")]
-                if (of_dtype, variant, of_mode, len(shape)) == (dtype, "plain", mode, 2):
+                charted = len(shape) == 2 and math.prod(shape) >= CHARTED_LOGITS
+                if charted and (of_dtype, variant, of_mode) == (dtype, "plain", mode):
                     for name in (OURS, *PEERS):
                         if name in peers:
                             lines.setdefault(name, []).append((shape[1], of_copy(peers, name)))
@@ -147,7 +150,9 @@ def chart(rows: list[Row], path: Path) -> None:
             axis.set_title(f"{mode}, {dtype}")
             axis.set_xlabel("classes")
         across[0].set_ylabel("part of a copy's bandwidth")
-    axes[0][0].legend()
+    axes[0][0].set_ylim(bottom=0)
+    if axes[0][0].lines[1:]:
+        axes[0][0].legend()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from shim import SHIM, build, run
+from shim import build, run
 
 FLAGS = ("-fsanitize=address", "-fno-omit-frame-pointer", "-g1")
 
@@ -28,7 +28,7 @@ def library(preloaded: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_guarded_rows(preloaded: str, library: Path, trap: bool) -> None:
     done = run(
         [
-            *(sys.executable, str(SHIM / "guarded_rows.py"), str(library)),
+            *(sys.executable, str(Path(__file__).with_name("guarded_rows.py")), str(library)),
             *(["--trap"] if trap else []),
         ],
         LD_PRELOAD=preloaded,

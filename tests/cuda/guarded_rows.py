@@ -14,7 +14,7 @@ from torch import Tensor
 
 ADDRESS_SANITIZER = ctypes.CDLL(None)
 GAP_BYTES = 64
-MANY_ROWS = 200  # cuda_runtime.h's three processors have 192 blocks
+MANY_ROWS = 200  # the shim's three processors have 192 blocks
 
 
 def forbid(start: Tensor, count: int) -> None:
