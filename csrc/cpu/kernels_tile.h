@@ -11,6 +11,21 @@ namespace {
 // Classes taken up at a time.
 constexpr int64_t kTileClasses = 32;
 
+// Rows that lie side by side are read class by class, each class far from the one before. The lines
+// behind x, those of this many tiles to come, are called together: they lie in one page of memory.
+constexpr int64_t kTilesFetched = 4;
+
+template <typename T>
+SOFTREG_INLINE void fetch_tiles(const T* x, int64_t rows_of_tile) {
+  const int64_t bytes = rows_of_tile * static_cast<int64_t>(sizeof(T));
+  const char* const next = reinterpret_cast<const char*>(x) + kTilesFetched * bytes;
+  if (reinterpret_cast<uintptr_t>(x) / bytes % kTilesFetched == 0) {
+    for (int64_t tile = 0; tile < kTilesFetched; ++tile) {
+      __builtin_prefetch(next + tile * bytes);
+    }
+  }
+}
+
 // Some classes of Vec::size() rows.
 template <typename A>
 struct Tile {
@@ -28,6 +43,7 @@ struct Tile {
     if (matrix.inner > 1) {
       const T* from = matrix.row(row) + first * stride;
       for (int64_t c = 0; c < n; ++c, from += stride) {
+        fetch_tiles(from, kRows);
         set(c, count == kRows ? load_vec(from) : load_part(from, count, A(0)));
       }
       return;
