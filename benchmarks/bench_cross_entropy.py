@@ -4,12 +4,15 @@
 
 Writes cross_entropy.csv, or cross_entropy_gpu.csv, and from it a report and a chart. All peers run
 in one process and take turns; what a peer computes is held against float64 before it is timed.
+On the CPU the quick grid follows, on each kernel set below the one that this processor has.
 """
 
 import argparse
 import csv
 import json
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -22,7 +25,8 @@ import gpu_report
 import report
 from cells import Cell, gpu_grid, grid
 from measure import measure
-from surroundings import RESULTS, surroundings, why_no_gpu
+from report import read_table
+from surroundings import RESULTS, lesser_kernel_sets, surroundings, why_no_gpu
 from tqdm import tqdm
 
 
@@ -52,6 +56,25 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     if given.device == "cuda" and (missing := why_no_gpu()):
         parser.error(f"--device cuda: {missing}")
     return given
+
+
+def with_kernels(name: str, given: argparse.Namespace) -> list[dict[str, Any]]:
+    """The quick grid on another kernel set, of ours and of PyTorch's, in a process of its own."""
+    capability = "default" if name == "generic" else name
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
+    environment.pop("TORCHINDUCTOR_CACHE_DIR", None)
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, __file__, "--quick", "--out", folder]
+        command += ["--seconds", str(given.seconds), "--threads", *map(str, given.threads)]
+        subprocess.run(command, env=environment, check=True)
+        return read_table(Path(folder, "cross_entropy.csv"))
+
+
+def write_table(table: Path, rows: list[dict[str, Any]]) -> None:
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 class Plan(NamedTuple):
@@ -89,10 +112,11 @@ def main(arguments: list[str] | None = None) -> None:
             rows += measured
             for line in reporter.best_ratios(measured):
                 progress.write(line)
-            with table.open("w", newline="") as file:  # after each cell: nothing is lost
-                writer = csv.DictWriter(file, rows[0])
-                writer.writeheader()
-                writer.writerows(rows)
+            write_table(table, rows)  # after each cell: nothing is lost
+        if given.device == "cpu" and not given.quick:
+            for kernels in lesser_kernel_sets():
+                rows += with_kernels(kernels, given)
+                write_table(table, rows)
     finally:
         if rows:
             for path in reporter.write_report(table):

@@ -57,12 +57,19 @@ def markdown(rows: list[Row]) -> Iterator[str]:
         "Microseconds a call, medians, all peers in one process and in turns. "
         "The ratio is to the better of eager and compiled; the error is the largest of the "
         "gradient's, as a part of its largest value, against float64; memory is the growth of the "
-        "process during the call, ours as a part of eager's. `read` and `copy` are of the logits, "
-        "by PyTorch. Written by `benchmarks/bench_cross_entropy.py`.\n"
+        "process during a call for which nothing was kept, ours as a part of eager's. `read` and "
+        "`copy` are of the logits, by PyTorch. Written by `benchmarks/bench_cross_entropy.py`.\n"
     )
+    for kernels in dict.fromkeys(row["kernels"] for row in rows):
+        of_set = "" if kernels == first["kernels"] else f", {kernels} kernels"
+        yield from tables([row for row in rows if row["kernels"] == kernels], of_set)
+
+
+def tables(rows: list[Row], of_set: str) -> Iterator[str]:
+    """One for each mode; the kernel set behind it, where it is not the first, is in its title."""
     cells = list(by_cell(rows))
     for mode in dict.fromkeys(key[4] for key, _ in cells):
-        yield f"## {mode[0].upper()}{mode[1:]}\n"
+        yield f"## {mode[0].upper()}{mode[1:]}{of_set}\n"
         yield (
             "| logits | dtype | variant | threads | ours | eager | compiled | log_softmax + gather "
             "| read | copy | ratio | error, eager's | memory |"
@@ -88,6 +95,7 @@ def chart(rows: list[Row], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    rows = [row for row in rows if row["kernels"] == rows[0]["kernels"]]
     threads = max(int(row["threads"]) for row in rows)
     modes = ("forward", "forward + backward")
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
@@ -111,6 +119,11 @@ def chart(rows: list[Row], path: Path) -> None:
     pyplot.close(figure)
 
 
+def read_table(table: Path) -> list[Row]:
+    with table.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def write_report(
     table: Path, markdown: Any = markdown, chart: Any = chart, alt: str = "Ratios"
 ) -> list[Path]:
@@ -119,8 +132,7 @@ def write_report(
     Returns:
         What was written, the table first.
     """
-    with table.open(newline="") as file:
-        rows: list[Row] = list(csv.DictReader(file))
+    rows = read_table(table)
     text, picture = table.with_suffix(".md"), table.with_suffix(".png")
     lines = [*markdown(rows), f"![{alt}]({picture.name})", ""]
     text.write_text("\n".join(lines))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 import softreg_ext
-from softreg_ext._extension import BUILD
+from softreg_ext._extension import _C, BUILD
 from softreg_ext.info import hardware
 
 RESULTS = Path(__file__).parent / "results"
@@ -18,6 +18,13 @@ def why_no_gpu() -> str | None:
     if BUILD.cuda is None:
         return f"softreg_ext is built without CUDA kernels: {BUILD.cuda_reason}"
     return None if torch.cuda.is_available() else "torch sees no GPU"
+
+
+def lesser_kernel_sets() -> list[str]:
+    """Those below the one in use, which its processor can run as well."""
+    kernels = _C.build_info()
+    compiled: list[str] = kernels["cpu_kernels"]
+    return compiled[: compiled.index(kernels["active_cpu_kernels"])]
 
 
 def surroundings(device: str = "cpu") -> dict[str, Any]:

@@ -86,12 +86,17 @@ def test_inputs_are_the_same_each_time() -> None:
     assert torch.equal(one.target, other.target)
 
 
-def table(path: Path) -> Path:
+def table(path: Path, *kernels: str) -> Path:
     about = {"size": "6x5", "dtype": "float32", "variant": "plain", "threads": 2}
     here = {"processor": "P", "cores": 2, "kernels": "k", "torch": "t", "python": "p"}
     times = {"softreg_ext": 1e-6, "eager": 5e-6, "compiled": 3e-6}
     here["softreg_ext"] = "1"
-    return tables.write(path, tables.rows_of(measure.MODES, times, about, here))
+    rows = [
+        row
+        for name in kernels or ["k"]
+        for row in tables.rows_of(measure.MODES, times, about, {**here, "kernels": name})
+    ]
+    return tables.write(path, rows)
 
 
 def test_report(tmp_path: Path) -> None:
@@ -101,6 +106,30 @@ def test_report(tmp_path: Path) -> None:
     assert text.count("| 6x5 | float32 | plain | 2 | 1 | 5 | 3 |") == 3
     assert text.count("| **3.00** | 1e-07, 1e-07 | 0.25 |") == 3  # 3 us over 1 us; 50 over 200
     assert written[2].read_bytes().startswith(b"\x89PNG")
+
+
+def test_report_of_several_kernel_sets(tmp_path: Path) -> None:
+    text = report.write_report(table(tmp_path / "some.csv", "new", "old"))[1].read_text()
+    headings = [line for line in text.splitlines() if line.startswith("## ")]
+    assert headings[0] == "## Forward"
+    assert headings[3:] == [f"{heading}, old kernels" for heading in headings[:3]]
+    assert text.count("| 6x5 |") == 6
+
+
+def test_another_kernel_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process whose environment asks for it."""
+    seen = {}
+
+    def run(command: list[str], env: dict[str, str], check: bool) -> None:
+        seen.update(command=command, capability=env["ATEN_CPU_CAPABILITY"], check=check)
+        table(Path(command[command.index("--out") + 1], "cross_entropy.csv"), "generic")
+
+    monkeypatch.setattr(bench_cross_entropy.subprocess, "run", run)
+    given = bench_cross_entropy.parse(["--threads", "1", "2", "--out", str(tmp_path)])
+    rows = bench_cross_entropy.with_kernels("generic", given)
+    assert {row["kernels"] for row in rows} == {"generic"}
+    assert (seen["capability"], seen["check"]) == ("default", True)
+    assert "--quick" in seen["command"]
 
 
 @pytest.mark.parametrize(
