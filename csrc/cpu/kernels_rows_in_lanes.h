@@ -57,6 +57,7 @@ struct LaneTargets {
     }
   }
 
+  SOFTREG_INLINE bool all_count() const { return counting.zero_mask() == 0; }
   SOFTREG_INLINE bool none_counts() const {
     return counting.zero_mask() == static_cast<int>((1u << kLanes) - 1);
   }
@@ -272,7 +273,7 @@ SOFTREG_INLINE int64_t backward_rows_in_lanes(const BackwardArgs<T, A>& args, in
     const Vec<A> max = load_part(args.row_max + row, count, A(0));
     const auto [scale, elsewhere, at_label, upstream] =
         row_gradients(args, row, count, targets, max);
-    const Vec<A> flows = args.grad_lse ? Vec<A>(1) : targets.counting;
+    const bool all_flow = args.grad_lse || targets.all_count();
     for_each_tile(args.classes, [&](int64_t first, int64_t n) {
       load_logits<T, A>(tile, &slopes, args, row, count, first, n);
       if (probabilities) {
@@ -292,8 +293,7 @@ SOFTREG_INLINE int64_t backward_rows_in_lanes(const BackwardArgs<T, A>& args, in
         if (!kPlain && !args.transform.is_identity) {
           grad = grad * slopes[c];
         }
-        // Not a product with 0: an ignored row may hold NaN.
-        tile.set(c, where_equal(flows, Vec<A>(1), grad, Vec<A>(0)));
+        tile.set(c, all_flow ? grad : targets.of_counting(grad));
       }
       tile.store(args.grad, row, count, first, n);
     });

@@ -19,13 +19,24 @@ SOFTREG_INLINE Vec<A> vmax(Vec<A> best, Vec<A> x) {
   return at::vec::clamp_min(x, best);  // one instruction; keeps `best` or x when the other is NaN
 }
 
-// x in the lanes where a == b, y in the others.
+// x in the lanes where a == b, y in the others. Where at::vec would take the mask through memory,
+// or through a vector, in another way.
 template <typename A>
 SOFTREG_INLINE Vec<A> where_equal(Vec<A> a, Vec<A> b, Vec<A> x, Vec<A> y) {
-#if defined(CPU_CAPABILITY_AVX512)  // at::vec would take the mask to a vector and back
+#if defined(CPU_CAPABILITY_AVX512)
   if constexpr (std::is_same_v<A, float>) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ), y, x);
   }
+#elif !defined(CPU_CAPABILITY_AVX2)
+  A lanes[4][Vec<A>::size()];
+  a.store(lanes[0]);
+  b.store(lanes[1]);
+  x.store(lanes[2]);
+  y.store(lanes[3]);
+  for (int64_t i = 0; i < Vec<A>::size(); ++i) {
+    lanes[3][i] = lanes[0][i] == lanes[1][i] ? lanes[2][i] : lanes[3][i];
+  }
+  return Vec<A>::loadu(lanes[3]);
 #endif
   return Vec<A>::blendv(y, x, a == b);
 }
