@@ -63,6 +63,14 @@ def test_row_counts(rows: int, smoothing: float) -> None:
     check_against_torch(logits, target, reduction="none", label_smoothing=smoothing)
 
 
+@pytest.mark.parametrize("step", [1e-9, 1e-7, 1e-6, 1e-5, 1e-4])
+@pytest.mark.parametrize("classes", [5003, 262144])
+def test_climbing_logits(classes: int, step: float) -> None:
+    """A maximum that grows with each block of a row costs no digits of what was summed."""
+    logits = (torch.arange(classes, dtype=torch.float64) * step).float()
+    check_against_torch(logits[None], torch.tensor([classes - 1]))
+
+
 @pytest.mark.parametrize("classes", [10, 100])
 class TestLayouts:
     def test_rows_apart(self, classes: int) -> None:

@@ -45,22 +45,32 @@ SOFTREG_INLINE LogSumExp<A> log_sum_exp(const T* x, int64_t n) {
   return {max, fold_lanes(sum_of_exp(x, n, Vec<A>(shift(max))), Sum())};
 }
 
-// For a longer one: adds the logits x[0, n) to the states of the lanes, by blocks so short that
-// memory does not wait while their sums are taken.
+// Of a longer one, lane by lane. `sums` are relative to a maximum that stays behind until `max` is
+// more than 1 ahead: in a row that climbs by little, each change of it would round all there is.
+template <typename A>
+struct LaneLogits {
+  Vec<A> max{-static_cast<A>(INFINITY)};
+  LogSumExp<Vec<A>> sums{max, Vec<A>(0)};
+};
+
+// Adds the logits x[0, n), by blocks so short that memory does not wait while their sums are taken.
 template <typename A, typename T>
-SOFTREG_INLINE void add_logits(LogSumExp<Vec<A>>& lanes, const T* x, int64_t n) {
+SOFTREG_INLINE void add_logits(LaneLogits<A>& lanes, const T* x, int64_t n) {
   constexpr int64_t kBlock = 16 * Vec<A>::size();
+  LogSumExp<Vec<A>>& sums = lanes.sums;
   for (int64_t first = 0; first < n; first += kBlock) {
     const int64_t count = n - first < kBlock ? n - first : kBlock;
-    lanes = relative_to(lanes, max_of(x + first, count, lanes.max));
-    lanes.sum = lanes.sum + sum_of_exp(x + first, count, shift(lanes.max));
+    lanes.max = max_of(x + first, count, lanes.max);
+    const Vec<A> is_ahead = lanes.max > sums.max + Vec<A>(1);
+    sums = relative_to(sums, Vec<A>::blendv(sums.max, lanes.max, is_ahead));
+    sums.sum = sums.sum + sum_of_exp(x + first, count, shift(sums.max));
   }
 }
 
 template <typename A>
-SOFTREG_INLINE LogSumExp<A> fold_lanes(LogSumExp<Vec<A>> lanes) {
+SOFTREG_INLINE LogSumExp<A> fold_lanes(const LaneLogits<A>& lanes) {
   const A max = fold_lanes(lanes.max, Max());
-  return {max, fold_lanes(relative_to(lanes, Vec<A>(max)).sum, Sum())};
+  return {max, fold_lanes(relative_to(lanes.sums, Vec<A>(max)).sum, Sum())};
 }
 
 // A chunk of a row's logits, transformed.
@@ -92,7 +102,7 @@ SOFTREG_INLINE LogSumExp<A> log_sum_exp_of_row(const CrossEntropyRows<T, A>& arg
     return as_they_are ? log_sum_exp<A>(logits, classes)
                        : log_sum_exp<A>(staged.fill(args.transform, logits, classes), classes);
   }
-  LogSumExp<Vec<A>> lanes{Vec<A>(-INFINITY), Vec<A>(0)};
+  LaneLogits<A> lanes;
   for (int64_t first = 0; first < classes; first += kChunk) {
     const int64_t n = classes - first < kChunk ? classes - first : kChunk;
     if (as_they_are) {
