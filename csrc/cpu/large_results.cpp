@@ -33,7 +33,7 @@ void unmap(Mapping mapping) {
 
 // Empty where the system has no more.
 Mapping map(size_t bytes) {
-  constexpr size_t kPage = 4096;
+  constexpr size_t kPage = 65536;  // the largest that Linux has: what is unmapped begins at one
   bytes = (bytes + kPage - 1) / kPage * kPage;
   void* mapped =
       mmap(nullptr, bytes + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -69,7 +69,9 @@ class Kept {
       const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
       if (lock.owns_lock()) {
         std::swap(mapping, newest_first_[0]);
-        std::swap(mapping, newest_first_[1]);
+        if (mapping.data) {  // else the second is as new as it was
+          std::swap(mapping, newest_first_[1]);
+        }
       }
     }
     unmap(mapping);

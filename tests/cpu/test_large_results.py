@@ -60,6 +60,13 @@ def test_two_are_kept() -> None:
     assert softreg_ext.release_memory() == 2 * 2048 * CLASSES * 4
 
 
+def test_one_that_is_used_over_and_over_does_not_drive_out_the_other() -> None:
+    small, large = grad(2048), grad(8192)
+    del large, small
+    grad(2048)
+    assert softreg_ext.release_memory() == (2048 + 8192) * CLASSES * 4
+
+
 def test_release() -> None:
     grad(2048)
     assert softreg_ext.release_memory() == 2048 * CLASSES * 4
