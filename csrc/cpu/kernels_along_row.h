@@ -289,7 +289,8 @@ int64_t grad_target_along_row(const BackwardArgs<T, A>& args, int64_t begin, int
       const int64_t n = args.classes - first < kChunk ? args.classes - first : kChunk;
       const A* x = staged.fill(args.transform, logits + first, n);
       store_row<A>(grad + first, n, streams(args), [&](int64_t i, auto lanes) {
-        const Vec<A> nll = negative_log_likelihood(log_sum, load_vec(x + i) - max);
+        const Vec<A> logit = load_lanes(lanes, x + i, A(0));
+        const Vec<A> nll = negative_log_likelihood(log_sum, logit - max);
         return probability_gradient(weights.class_weights(first + i, lanes), on, nll, upstream);
       });
     }
