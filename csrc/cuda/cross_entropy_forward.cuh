@@ -21,11 +21,10 @@ struct ForwardWorkspace {
 // nothing.
 template <bool kPlain, typename T>
 __device__ __forceinline__ RowState<Accumulator<T>> state_of_slots(
-    const CrossEntropyRows<T, Accumulator<T>>& args, int64_t row, const RowSlots<const T>& slots,
-    int64_t slot, int64_t end, int step) {
+    const CrossEntropyRows<T, Accumulator<T>>& args, int64_t row, const RowItems<const T>& logits,
+    const RowSlots<const T>& slots, int64_t slot, int64_t end, int step) {
   using A = Accumulator<T>;
   constexpr int kWidth = Pack<T>::kItems;
-  const RowItems<const T> logits = items_of(args.logits, row, args.classes, slots.head);
   const A nothing = -static_cast<A>(INFINITY);
   int64_t first[kForwardSlots<T>];
   SlotItems<T, kWidth> raw[kForwardSlots<T>];
@@ -142,11 +141,13 @@ __global__ void __launch_bounds__(512, 1)
         logit_of_label = label_logit(args, row, target);
         const RowSlots<const T> slots(args.logits.row(row), args.logits.classes_adjacent(),
                                       args.classes);
+        const RowItems<const T> logits = items_of(args.logits, row, args.classes, slots.head);
         const int64_t in_column = (slots.count + gridDim.y - 1) / gridDim.y;
         const int64_t first = blockIdx.y * in_column;
         const int64_t end = first + in_column < slots.count ? first + in_column : slots.count;
         for (int64_t slot = first + team.lane(); slot < end; slot += kForwardSlots<T> * team.size) {
-          const RowState<A> some = state_of_slots<kPlain>(args, row, slots, slot, end, team.size);
+          const RowState<A> some =
+              state_of_slots<kPlain>(args, row, logits, slots, slot, end, team.size);
           state = merge(state, some, weighted);
         }
       }
