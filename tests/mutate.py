@@ -1,6 +1,7 @@
 """Break the formulas and the kernels, one operator at a time, and see that the tests notice.
 
 Run by hand in a clone (each change is compiled, a minute or two apiece): python tests/mutate.py
+With words, only those of the files whose paths contain one of them: python tests/mutate.py core/exp
 """
 
 import subprocess
@@ -13,6 +14,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).parents[1]
 SUITES = ["test_beyond_the_original.py", "test_functional.py", "test_probabilities.py"]
 SUITES += ["test_k_dimensional.py", "test_autograd.py", "test_properties.py"]
+SUITES += ["test_large_gradients.py", "cpu/test_large_results.py"]
 
 
 class Mutation(NamedTuple):
@@ -41,14 +43,18 @@ MUTATIONS = [
     ),
     Mutation("row_target.h", "return target.counts || args.grad_lse;", "return target.counts;"),
     Mutation("row_target.h", "target.counts || args.lse;", "target.counts;"),
-    Mutation("cpu/kernels_along_row.h", "weighted ? scale * weights.whole(c)", "false ? scale"),
-    Mutation("cpu/kernels_rows_in_lanes.h", "label[lane] - first", "label[lane]"),
-    Mutation(
-        "cpu/kernels_rows_in_lanes.h", "rows_that_count > 0 || args.lse", "rows_that_count > 0"
-    ),
-    Mutation(
-        "cpu/kernels_rows_in_lanes.h", "blendv(Vec<A>(0), *of, counts)", "blendv(*of, *of, counts)"
-    ),
+    Mutation("cpu/kernels_along_row.h", "weighted ? scale * weights(c, lanes)", "false ? scale"),
+    Mutation("cpu/kernels_along_row.h", "lanes.max > sums.max", "lanes.max < sums.max"),
+    Mutation("cpu/kernels_along_row.h", "target.counts ? target.label : -1", "target.label"),
+    Mutation("cpu/kernels_memory.h", "stored(0).store(to);", ""),
+    Mutation("cpu/kernels_memory.h", "sizeof(T) % step", "sizeof(T) % width"),
+    Mutation("cpu/kernels_rows_in_lanes.h", "label[part] - Vec<int64_t>(first)", "label[part]"),
+    Mutation("cpu/kernels_rows_in_lanes.h", "bad = bad | (keeps ^ counts);", ""),
+    Mutation("cpu/kernels_rows_in_lanes.h", "(of > none) & ", ""),
+    Mutation("cpu/kernels_rows_in_lanes.h", "none_counts() && !args.lse", "none_counts()"),
+    Mutation("cpu/kernels_rows_in_lanes.h", "*of = targets.of_counting(*of)", "*of = *of"),
+    Mutation("cpu/kernels_rows_in_lanes.h", "all_flow ? grad : targets.of_counting(grad)", "grad"),
+    Mutation("cpu/large_results.cpp", "return bytes >= wanted &&", "return"),
     Mutation("core/cross_entropy.h", "on_target * class_weight * nll", "on_target * nll"),
     Mutation(
         "cpu/kernels_fold.h",
@@ -83,19 +89,20 @@ def is_noticed(mutation: Mutation) -> bool:
         source.write_text(original)
 
 
-def main() -> int:
+def main(words: list[str]) -> int:
+    mutations = [of for of in MUTATIONS if not words or any(word in of.path for word in words)]
     if not build():
         raise SystemExit("csrc does not compile as it is")
     missed = []
-    for mutation in tqdm(MUTATIONS):
+    for mutation in tqdm(mutations):
         noticed = is_noticed(mutation)
         missed += [] if noticed else [mutation]
         change = f"{mutation.before} -> {mutation.after}"
         tqdm.write(f"{'noticed' if noticed else 'MISSED '}  {mutation.path}: {change}")
     build()
-    print(f"{len(MUTATIONS) - len(missed)} of {len(MUTATIONS)} noticed")
+    print(f"{len(mutations) - len(missed)} of {len(mutations)} noticed")
     return len(missed)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
