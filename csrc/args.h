@@ -33,6 +33,13 @@ struct CrossEntropyOptions {
   }
 };
 
+inline CrossEntropyOptions packed_options(int64_t reduction, int64_t ignore_index,
+                                          double label_smoothing, double z_loss, double logit_scale,
+                                          std::optional<double> softcap) {
+  return {static_cast<Reduction>(reduction), ignore_index, label_smoothing, z_loss, logit_scale,
+          softcap.value_or(kNoCap)};
+}
+
 struct CrossEntropyArgs : CrossEntropyOptions {
   const at::Tensor& logits;  // (C), (N, C) or (N, C, d1, ..., dK)
   // class indices, shaped like the logits without C, or class probabilities, shaped like the logits
@@ -63,6 +70,10 @@ struct ForwardOutputs {
   at::Tensor total_weight;  // (), what the mean divides by
 };
 
+struct ForwardWithGradientOutputs : ForwardOutputs {
+  at::Tensor grad_logits;
+};
+
 // What the backward pass is given besides.
 struct CrossEntropyGradArgs {
   const at::Tensor& grad_loss;                // shaped like the loss
@@ -74,6 +85,9 @@ struct CrossEntropyGradArgs {
 };
 
 using ForwardImplementation = ForwardOutputs(const CrossEntropyArgs&);
+// The reduced loss, and its gradient for the upstream gradient `grad_loss`.
+using ForwardWithGradientImplementation = ForwardWithGradientOutputs(const CrossEntropyArgs&,
+                                                                     double grad_loss);
 using BackwardImplementation = at::Tensor(const CrossEntropyArgs&, const CrossEntropyGradArgs&);
 
 // What is registered for cross_entropy_forward, and for cross_entropy_backward and _grad_target.
@@ -82,11 +96,22 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward_entry(
     const at::Tensor& logits, const at::Tensor& target, const std::optional<at::Tensor>& weight,
     int64_t reduction, int64_t ignore_index, double label_smoothing, double z_loss,
     double logit_scale, std::optional<double> softcap, bool return_lse) {
-  const CrossEntropyOptions options{
-      static_cast<Reduction>(reduction), ignore_index, label_smoothing, z_loss, logit_scale,
-      softcap.value_or(kNoCap)};
+  const CrossEntropyOptions options =
+      packed_options(reduction, ignore_index, label_smoothing, z_loss, logit_scale, softcap);
   const ForwardOutputs out = implementation({options, logits, target, weight, return_lse});
   return {out.loss, out.lse, out.state, out.total_weight};
+}
+
+template <ForwardWithGradientImplementation implementation>
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward_with_gradient_entry(
+    const at::Tensor& logits, const at::Tensor& target, const std::optional<at::Tensor>& weight,
+    int64_t reduction, int64_t ignore_index, double label_smoothing, double z_loss,
+    double logit_scale, std::optional<double> softcap, bool return_lse, double grad_loss) {
+  const CrossEntropyOptions options =
+      packed_options(reduction, ignore_index, label_smoothing, z_loss, logit_scale, softcap);
+  const ForwardWithGradientOutputs out =
+      implementation({options, logits, target, weight, return_lse}, grad_loss);
+  return {out.loss, out.lse, out.state, out.total_weight, out.grad_logits};
 }
 
 template <BackwardImplementation implementation>
@@ -96,9 +121,8 @@ at::Tensor backward_entry(const at::Tensor& grad_loss, const std::optional<at::T
                           const std::optional<at::Tensor>& weight, int64_t reduction,
                           int64_t ignore_index, double label_smoothing, double z_loss,
                           double logit_scale, std::optional<double> softcap) {
-  const CrossEntropyOptions options{
-      static_cast<Reduction>(reduction), ignore_index, label_smoothing, z_loss, logit_scale,
-      softcap.value_or(kNoCap)};
+  const CrossEntropyOptions options =
+      packed_options(reduction, ignore_index, label_smoothing, z_loss, logit_scale, softcap);
   return implementation({options, logits, target, weight},
                         {grad_loss, grad_lse, state, total_weight});
 }

@@ -87,6 +87,40 @@ ForwardArgs<T, Accumulator<T>> forward_args(const CrossEntropyArgs& args,
           args.reduction == Reduction::kNone ? outputs.loss.mutable_data_ptr<T>() : nullptr};
 }
 
+// The pointers for a gradient of the reduced loss, with the state that the forward pass leaves.
+template <typename T, typename A = Accumulator<T>>
+BackwardArgs<T, A> backward_args(const ForwardArgs<T, A>& forward, A grad_reduced,
+                                 RowMatrix<T> grad) {
+  return {forward,      forward.row_max, forward.sum, forward.coefficient_sum, nullptr, 0, nullptr,
+          grad_reduced, nullptr,         grad};
+}
+
+// A tensor that the kernels can write a gradient to: `result`, or where its layout or dtype is not
+// one of theirs, another that is copied there at last.
+template <typename T>
+class WrittenGradient {
+ public:
+  explicit WrittenGradient(const at::Tensor& result) : result_(result) {
+    const auto type = c10::CppTypeToScalarType<T>::value;
+    const bool direct = result.scalar_type() == type && row_strides(result).has_value();
+    written_ = direct ? result : at::empty(result.sizes(), result.options().dtype(type));
+  }
+
+  RowMatrix<T> matrix() const {
+    return row_matrix(*row_strides(written_), written_.mutable_data_ptr<T>());
+  }
+
+  void copy_to_result() const {
+    if (!written_.is_same(result_)) {
+      result_.copy_(written_);
+    }
+  }
+
+ private:
+  const at::Tensor& result_;
+  at::Tensor written_;
+};
+
 // The tensors behind the pointers of BackwardArgs, for a gradient that goes into `result`.
 template <typename T>
 class GradientTensors {
@@ -95,7 +129,7 @@ class GradientTensors {
 
   GradientTensors(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad,
                   const at::Tensor& result, WeightSum* weight_sum)
-      : inputs_(args, weight_sum), grad_loss_(grad.grad_loss), result_(result) {
+      : inputs_(args, weight_sum), grad_loss_(grad.grad_loss), written_(result) {
     // One stride for all rows: loss.sum() sends an expanded scalar, others may need a copy.
     if (grad_loss_.dim() > 1 && !is_expanded_scalar(grad_loss_)) {
       grad_loss_ = grad_loss_.contiguous();
@@ -103,11 +137,6 @@ class GradientTensors {
     if (grad.has_grad_lse()) {
       grad_lse_ = grad.grad_lse->contiguous();
     }
-    // Not every layout that a tensor can have is one the kernels can write.
-    const auto type = c10::CppTypeToScalarType<T>::value;
-    const bool direct = result.scalar_type() == type && row_strides(result).has_value();
-    written_ = direct ? result : at::empty(result.sizes(), result.options().dtype(type));
-
     const int64_t rows = inputs_.rows().rows;
     const A* state = grad.state.const_data_ptr<A>();
     const bool is_mean = args.reduction == Reduction::kMean;
@@ -120,17 +149,13 @@ class GradientTensors {
                     is_mean ? grad.total_weight.const_data_ptr<double>() : nullptr,
                     A(0),
                     grad_lse_.defined() ? grad_lse_.const_data_ptr<A>() : nullptr,
-                    row_matrix(*row_strides(written_), written_.mutable_data_ptr<T>())};
+                    written_.matrix()};
   }
 
   const BackwardArgs<T, A>& kernel_args() const { return kernel_args_; }
   bool is_reduced() const { return grad_loss_.dim() == 0; }
 
-  void copy_to_result() const {
-    if (!written_.is_same(result_)) {
-      result_.copy_(written_);
-    }
-  }
+  void copy_to_result() const { written_.copy_to_result(); }
 
  private:
   static bool is_expanded_scalar(const at::Tensor& tensor) {
@@ -139,8 +164,8 @@ class GradientTensors {
   }
 
   KernelInputs<T> inputs_;
-  at::Tensor grad_loss_, grad_lse_, written_;
-  const at::Tensor& result_;
+  at::Tensor grad_loss_, grad_lse_;
+  WrittenGradient<T> written_;
   BackwardArgs<T, A> kernel_args_;
 };
 

@@ -10,6 +10,8 @@ namespace softreg {
 namespace {
 
 using ForwardSchema = decltype(forward_entry<cross_entropy_forward>);
+using ForwardWithGradientSchema =
+    decltype(forward_with_gradient_entry<cross_entropy_forward_with_gradient>);
 using BackwardSchema = decltype(backward_entry<cross_entropy_backward>);
 
 template <typename Schema>
@@ -36,6 +38,18 @@ ForwardOutputs cross_entropy_forward(const CrossEntropyArgs& args) {
   return {std::move(loss), std::move(lse), std::move(state), std::move(total_weight)};
 }
 
+ForwardWithGradientOutputs cross_entropy_forward_with_gradient(const CrossEntropyArgs& args,
+                                                               double grad_loss) {
+  static const auto op =
+      find_op<ForwardWithGradientSchema>("softreg_ext::cross_entropy_forward_with_gradient");
+  auto [loss, lse, state, total_weight, grad_logits] =
+      op.call(args.logits, args.target, args.weight, static_cast<int64_t>(args.reduction),
+              args.ignore_index, args.label_smoothing, args.z_loss, args.logit_scale,
+              args.optional_softcap(), args.return_lse, grad_loss);
+  return {{std::move(loss), std::move(lse), std::move(state), std::move(total_weight)},
+          std::move(grad_logits)};
+}
+
 at::Tensor cross_entropy_backward(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad) {
   static const auto op = find_op<BackwardSchema>("softreg_ext::cross_entropy_backward");
   return call(op, args, grad);
@@ -48,6 +62,12 @@ at::Tensor cross_entropy_grad_target(const CrossEntropyArgs& args,
 }
 
 TORCH_LIBRARY(softreg_ext, m) {
+  m.def(
+      "cross_entropy_forward_with_gradient(Tensor input, Tensor target, Tensor? weight, "
+      "int reduction, int ignore_index, float label_smoothing, float z_loss, float logit_scale, "
+      "float? softcap, bool return_lse, float grad_loss) -> (Tensor loss, Tensor lse, "
+      "Tensor state, Tensor total_weight, Tensor grad_input)",
+      {at::Tag::pt2_compliant_tag});
   m.def(
       "cross_entropy_forward(Tensor input, Tensor target, Tensor? weight, int reduction, "
       "int ignore_index, float label_smoothing, float z_loss, float logit_scale, float? softcap, "

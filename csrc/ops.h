@@ -6,6 +6,7 @@
 namespace softreg {
 
 ForwardImplementation cross_entropy_forward;
+ForwardWithGradientImplementation cross_entropy_forward_with_gradient;
 BackwardImplementation cross_entropy_backward;
 // The gradient with respect to a target of class probabilities.
 BackwardImplementation cross_entropy_grad_target;

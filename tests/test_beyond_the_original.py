@@ -183,6 +183,9 @@ def test_lse_of_ignored_rows(classes: int) -> None:
     assert not from_loss[2].any()
     (from_lse,) = torch.autograd.grad(lse.sum(), leaf)
     torch.testing.assert_close(from_lse, leaf.softmax(1))
+    many = leaf.detach().repeat(20, 1)  # vectors of rows with none that counts
+    lse = softreg_ext.cross_entropy(many, target.new_full((len(many),), -100), return_lse=True)[1]
+    torch.testing.assert_close(lse, many.logsumexp(1))
 
 
 def test_lse_shapes() -> None:

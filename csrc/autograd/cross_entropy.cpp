@@ -7,6 +7,7 @@
 #include <torch/library.h>
 
 #include "autograd/composite.h"
+#include "autograd/early_gradient.h"
 #include "ops.h"
 
 namespace softreg {
@@ -52,6 +53,29 @@ CrossEntropyOptions saved_options(AutogradContext* ctx) {
           ctx->saved_data["softcap"].toDouble()};
 }
 
+void save_early_gradient(AutogradContext* ctx, at::Tensor grad_logits, double upstream) {
+  ctx->saved_data["early_gradient"] = std::move(grad_logits);
+  ctx->saved_data["early_gradient_upstream"] = upstream;
+}
+
+// Undefined where there is none, or none for this upstream gradient. Given away once: whoever gets
+// it may add to it in place.
+at::Tensor take_early_gradient(AutogradContext* ctx, const CrossEntropyArgs& args,
+                               const at::Tensor& grad_loss) {
+  if (at::GradMode::is_enabled() || needs_composite(grad_loss)) {
+    return {};
+  }
+  const auto upstream = upstream_that_came(args, grad_loss);
+  const auto saved = ctx->saved_data.find("early_gradient");
+  if (!upstream || saved == ctx->saved_data.end()) {
+    return {};
+  }
+  at::Tensor grad_logits = std::move(saved->second).toTensor();
+  ctx->saved_data.erase(saved);
+  return *upstream == ctx->saved_data["early_gradient_upstream"].toDouble() ? grad_logits
+                                                                            : at::Tensor();
+}
+
 class CrossEntropyFunction : public torch::autograd::Function<CrossEntropyFunction> {
  public:
   static constexpr bool is_traceable = true;
@@ -60,9 +84,16 @@ class CrossEntropyFunction : public torch::autograd::Function<CrossEntropyFuncti
   // `outputs`, since compiled autograd refuses outputs marked as not differentiable.
   static variable_list forward(AutogradContext* ctx, const at::Tensor& logits,
                                const at::Tensor& target, const CrossEntropyArgs* args,
-                               ForwardOutputs* outputs) {
+                               bool needs_grad_logits, ForwardOutputs* outputs) {
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
-    *outputs = cross_entropy_forward(*args);
+    const auto upstream = needs_grad_logits ? expected_upstream(*args) : std::nullopt;
+    if (upstream) {
+      ForwardWithGradientOutputs with = cross_entropy_forward_with_gradient(*args, *upstream);
+      save_early_gradient(ctx, std::move(with.grad_logits), *upstream);
+      *outputs = std::move(with);
+    } else {
+      *outputs = cross_entropy_forward(*args);
+    }
     ctx->save_for_backward({logits, target, args->has_weight() ? *args->weight : at::Tensor(),
                             outputs->state, outputs->total_weight});
     save(ctx, *args);
@@ -86,10 +117,17 @@ class CrossEntropyFunction : public torch::autograd::Function<CrossEntropyFuncti
     const auto grad_lse =
         grad_outputs.size() > 1 ? std::make_optional(grad_outputs[1]) : std::nullopt;
     const CrossEntropyGradArgs grad{grad_outputs[0], grad_lse, state, total_weight};
-    return {ctx->needs_input_grad(0) ? cross_entropy_backward(args, grad) : at::Tensor(),
-            ctx->needs_input_grad(1) ? cross_entropy_grad_target(args, grad) : at::Tensor(),
-            {},
-            {}};
+    at::Tensor grad_logits, grad_target;
+    if (ctx->needs_input_grad(0)) {
+      grad_logits = take_early_gradient(ctx, args, grad.grad_loss);
+      if (!grad_logits.defined()) {
+        grad_logits = cross_entropy_backward(args, grad);
+      }
+    }
+    if (ctx->needs_input_grad(1)) {
+      grad_target = cross_entropy_grad_target(args, grad);
+    }
+    return {grad_logits, grad_target, {}, {}, {}};
   }
 };
 
@@ -107,8 +145,8 @@ ForwardOutputs cross_entropy_forward_autograd(const CrossEntropyArgs& args) {
     return cross_entropy_forward(args);
   }
   ForwardOutputs outputs;
-  const variable_list differentiable =
-      CrossEntropyFunction::apply(args.logits, args.target, &args, &outputs);
+  const variable_list differentiable = CrossEntropyFunction::apply(
+      args.logits, args.target, &args, needs_grad(args.logits), &outputs);
   return {differentiable[0], args.return_lse ? differentiable[1] : outputs.lse, outputs.state,
           outputs.total_weight};
 }

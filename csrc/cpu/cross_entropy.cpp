@@ -26,12 +26,16 @@ constexpr int64_t kLanes = 16;
 // alone, so that what is summed block by block has the same bits whatever the number of threads.
 struct RowBlocks {
   int64_t rows;
+  int64_t classes;
   int64_t rows_per_block;
   int64_t count;
 
-  RowBlocks(int64_t rows, int64_t classes, bool rows_adjacent)
-      : rows(rows),
+  template <typename T, typename A>
+  explicit RowBlocks(const CrossEntropyRows<T, A>& args)
+      : rows(args.rows),
+        classes(args.classes),
         rows_per_block(std::max<int64_t>(1, kBlockLogits / std::max<int64_t>(1, classes))) {
+    const bool rows_adjacent = args.logits.inner > 1;
     if (rows_adjacent || rows_per_block > kLanes) {
       rows_per_block = (rows_per_block + kLanes - 1) / kLanes * kLanes;
     }
@@ -39,7 +43,7 @@ struct RowBlocks {
   }
 
   template <typename Body>
-  void parallel_for_each(int64_t classes, const Body& body) const {
+  void parallel_for_each(const Body& body) const {
     const int64_t block_logits = std::max<int64_t>(1, rows_per_block * classes);
     const int64_t grain = std::max<int64_t>(1, kThreadLogits / block_logits);
     at::parallel_for(0, count, grain, [&](int64_t first, int64_t last) {
@@ -61,17 +65,17 @@ at::Tensor weight_sum_cpu(const at::Tensor& weight) {
   return sum;
 }
 
-template <typename T>
-void forward_typed(const CrossEntropyArgs& args, const ForwardOutputs& outputs) {
-  const KernelInputs<T> inputs(args, weight_sum_cpu);
-  const ForwardArgs<T, Accumulator<T>> kernel_args = forward_args(args, inputs, outputs);
-  const int64_t rows = kernel_args.rows, classes = kernel_args.classes;
-
-  const RowBlocks blocks(rows, classes, kernel_args.logits.inner > 1);
+// Returns what the mean divides by. then(begin, end) follows each block of rows, while it is in the
+// cache.
+template <typename T, typename A, typename Then>
+double run_forward(const CrossEntropyArgs& args, const ForwardArgs<T, A>& kernel_args,
+                   const ForwardOutputs& outputs, const Then& then) {
+  const RowBlocks blocks(kernel_args);
   c10::SmallVector<ForwardTotals, 32> totals(blocks.count);
   const auto kernel = active_kernels().of<T>().forward;
-  blocks.parallel_for_each(classes, [&](int64_t block, int64_t begin, int64_t end) {
+  blocks.parallel_for_each([&](int64_t block, int64_t begin, int64_t end) {
     totals[block] = kernel(kernel_args, begin, end);
+    then(begin, end);
   });
 
   ForwardTotals all;
@@ -89,6 +93,70 @@ void forward_typed(const CrossEntropyArgs& args, const ForwardOutputs& outputs) 
         static_cast<T>(args.reduction == Reduction::kMean ? sum / divisor : sum);
   }
   *outputs.total_weight.mutable_data_ptr<double>() = divisor;
+  return divisor;
+}
+
+template <typename T>
+void forward_typed(const CrossEntropyArgs& args, const ForwardOutputs& outputs) {
+  const KernelInputs<T> inputs(args, weight_sum_cpu);
+  run_forward(args, forward_args(args, inputs, outputs), outputs, [](int64_t, int64_t) {});
+}
+
+// Returns the first bad row.
+template <typename T, typename A>
+int64_t run_gradient(GradientKernel<T>* kernel, const BackwardArgs<T, A>& args) {
+  std::atomic<int64_t> bad_row{kNoBadRow};
+  RowBlocks(args).parallel_for_each([&](int64_t, int64_t begin, int64_t end) {
+    const int64_t bad = kernel(args, begin, end);
+    for (int64_t first = bad_row; bad < first && !bad_row.compare_exchange_weak(first, bad);) {
+    }
+  });
+  return bad_row;
+}
+
+// What the mean will divide by, from the targets alone: but for the last bits, where weights are
+// summed in another order.
+template <typename T, typename A>
+double expected_total_weight(const CrossEntropyRows<T, A>& args) {
+  if (args.has_probabilities()) {
+    return static_cast<double>(args.rows);
+  }
+  const Labels& labels = args.labels;
+  CompensatedSum total;
+  int64_t count = 0;
+  for (int64_t row = 0; row < args.rows; ++row) {
+    const int64_t label = labels[row];
+    if (!args.weight) {
+      count += label != labels.ignore_index;
+    } else if (label >= 0 && label < args.classes && label != labels.ignore_index) {
+      total.add(args.weight[label]);
+    }
+  }
+  return args.weight ? total.total() : static_cast<double>(count);
+}
+
+template <typename T>
+void forward_with_gradient_typed(const CrossEntropyArgs& args, double grad_loss,
+                                 const ForwardWithGradientOutputs& outputs) {
+  using A = Accumulator<T>;
+  const KernelInputs<T> inputs(args, weight_sum_cpu);
+  const ForwardArgs<T, A> kernel_args = forward_args(args, inputs, outputs);
+  const WrittenGradient<T> written(outputs.grad_logits);
+  const auto gradient_by = [&](double divisor) {
+    return backward_args<T>(kernel_args, static_cast<A>(grad_loss / divisor), written.matrix());
+  };
+  const bool is_mean = args.reduction == Reduction::kMean;
+  const double expected = is_mean ? expected_total_weight(kernel_args) : 1;
+  const auto kernel = active_kernels().of<T>().backward;
+  const double divisor =
+      run_forward(args, kernel_args, outputs,
+                  [&, gradient_args = gradient_by(expected)](int64_t begin, int64_t end) {
+                    kernel(gradient_args, begin, end);
+                  });
+  if (is_mean && divisor != expected) {
+    run_gradient<T>(kernel, gradient_by(divisor));
+  }
+  written.copy_to_result();
 }
 
 // Fills `result`, which is shaped like the logits, by the kernel.
@@ -104,13 +172,7 @@ void gradient_typed(const CrossEntropyArgs& args, const CrossEntropyGradArgs& gr
     kernel_args.grad_loss = nullptr;
   }
 
-  std::atomic<int64_t> bad_row{kNoBadRow};
-  const RowBlocks blocks(kernel_args.rows, kernel_args.classes, kernel_args.logits.inner > 1);
-  blocks.parallel_for_each(kernel_args.classes, [&](int64_t, int64_t begin, int64_t end) {
-    const int64_t bad = kernel(kernel_args, begin, end);
-    for (int64_t first = bad_row; bad < first && !bad_row.compare_exchange_weak(first, bad);) {
-    }
-  });
+  const int64_t bad_row = run_gradient<T>(kernel, kernel_args);
   if (bad_row != kNoBadRow) {
     throw_bad_label(args, bad_row, kernel_args.labels[bad_row]);
   }
@@ -122,6 +184,16 @@ ForwardOutputs cross_entropy_forward_cpu(const CrossEntropyArgs& args) {
   const ForwardOutputs outputs = empty_forward_outputs(args);
   SOFTREG_DISPATCH_LOGITS(args.result_type(), "cross_entropy_forward_cpu",
                           [&] { forward_typed<scalar_t>(args, outputs); });
+  return outputs;
+}
+
+ForwardWithGradientOutputs cross_entropy_forward_with_gradient_cpu(const CrossEntropyArgs& args,
+                                                                   double grad_loss) {
+  check_reduced(args);
+  const ForwardWithGradientOutputs outputs{empty_forward_outputs(args),
+                                           on_kept_memory(empty_grad_logits(args))};
+  SOFTREG_DISPATCH_LOGITS(args.result_type(), "cross_entropy_forward_with_gradient_cpu",
+                          [&] { forward_with_gradient_typed<scalar_t>(args, grad_loss, outputs); });
   return outputs;
 }
 
@@ -149,6 +221,8 @@ at::Tensor cross_entropy_grad_target_cpu(const CrossEntropyArgs& args,
 
 TORCH_LIBRARY_IMPL(softreg_ext, CPU, m) {
   m.impl("cross_entropy_forward", &forward_entry<cross_entropy_forward_cpu>);
+  m.impl("cross_entropy_forward_with_gradient",
+         &forward_with_gradient_entry<cross_entropy_forward_with_gradient_cpu>);
   m.impl("cross_entropy_backward", &backward_entry<cross_entropy_backward_cpu>);
   m.impl("cross_entropy_grad_target", &backward_entry<cross_entropy_grad_target_cpu>);
 }

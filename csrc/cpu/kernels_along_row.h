@@ -245,12 +245,11 @@ SOFTREG_INLINE void backward_row(const BackwardArgs<T, A>& args, int64_t row, Ro
     }
   };
   const Vec<A> scale(gradient.weight_scale), at_label(gradient.target_offset);
-  const int64_t label = target.counts ? target.label : -1;
   store_row<A>(grad, args.classes, streams(args), [&](int64_t c, auto lanes) {
     fetch_ahead(logits + c);
     Vec<A> offset = weighted ? scale * weights(c, lanes) : scale;
     // Here, not afterwards: to change what was streamed is to wait for it to come back.
-    const int64_t lane = label - c;
+    const int64_t lane = target.label - c;
     if (__builtin_expect(lane >= 0 && lane < Vec<A>::size(), false)) {
       offset = where_equal(lane_numbers<A>(), Vec<A>(static_cast<A>(lane)), at_label, offset);
     }

@@ -12,6 +12,12 @@ ForwardOutputs cross_entropy_forward_meta(const CrossEntropyArgs& args) {
   return empty_forward_outputs(args);
 }
 
+ForwardWithGradientOutputs cross_entropy_forward_with_gradient_meta(const CrossEntropyArgs& args,
+                                                                    double) {
+  check_reduced(args);
+  return {empty_forward_outputs(args), empty_grad_logits(args)};
+}
+
 at::Tensor cross_entropy_backward_meta(const CrossEntropyArgs& args,
                                        const CrossEntropyGradArgs& grad) {
   check(args, grad);
@@ -28,6 +34,8 @@ at::Tensor cross_entropy_grad_target_meta(const CrossEntropyArgs& args,
 
 TORCH_LIBRARY_IMPL(softreg_ext, Meta, m) {
   m.impl("cross_entropy_forward", &forward_entry<cross_entropy_forward_meta>);
+  m.impl("cross_entropy_forward_with_gradient",
+         &forward_with_gradient_entry<cross_entropy_forward_with_gradient_meta>);
   m.impl("cross_entropy_backward", &backward_entry<cross_entropy_backward_meta>);
   m.impl("cross_entropy_grad_target", &backward_entry<cross_entropy_grad_target_meta>);
 }

@@ -1,0 +1,271 @@
+"""The gradient that the forward pass computes ahead: when, and that no bit depends on it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from cases import DTYPES, make_case
+from torch import Tensor
+from torch._dynamo import compiled_autograd
+from torch.library import opcheck
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+import softreg_ext
+
+OPS = torch.ops.softreg_ext
+PLAIN = (None, 1, -100, 0.0, 0.0, 1.0, None)  # what the ops take after the target
+EARLY, LATE = {"forward", "forward_with_gradient"}, {"forward", "backward"}
+
+
+def large(rows: int = 1024) -> tuple[Tensor, Tensor]:
+    """4 MB; what is smaller gains nothing."""
+    logits, target, _ = make_case(rows, 1024, torch.float32)
+    return logits.requires_grad_(), target
+
+
+def step(logits: Tensor, target: Tensor, upstream: float = 1.0, **options: Any) -> Tensor:
+    loss = softreg_ext.cross_entropy(logits, target, **options)
+    (grad,) = torch.autograd.grad(loss, logits, torch.full_like(loss, upstream))
+    return grad
+
+
+def names_of(function: Callable[[], object]) -> set[str]:
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        function()
+    return {event.key for event in profiled.key_averages()}
+
+
+def ops_of(function: Callable[[], object]) -> set[str]:
+    prefix = "softreg_ext::cross_entropy_"
+    return {name.removeprefix(prefix) for name in names_of(function) if name.startswith(prefix)}
+
+
+@pytest.fixture(autouse=True)
+def upstream_was_1() -> None:
+    """As in a process that trains."""
+    for _ in range(2):
+        step(*large())
+
+
+def both_ways(
+    logits: Tensor, target: Tensor, *options: Any, return_lse: bool = False, upstream: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """The gradient by the one op and by the two, which otherwise agree."""
+    arguments = (logits, target, *options)
+    *early, grad = OPS.cross_entropy_forward_with_gradient(*arguments, return_lse, upstream)
+    late = OPS.cross_entropy_forward(*arguments, return_lse)
+    for a, b in zip(early, late, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+    grad_loss = torch.full_like(late[0], upstream)
+    saved = late[2:]
+    return grad, OPS.cross_entropy_backward(grad_loss, None, logits, target, *saved, *options)
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("reduction", [1, 2], ids=["mean", "sum"])
+@pytest.mark.parametrize("classes", [3, 40, 2500])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_same_bits(
+    dtype: torch.dtype, classes: int, reduction: int, smoothing: float, weighted: bool
+) -> None:
+    logits, target, weight = make_case(37, classes, dtype)
+    target[::5] = -100
+    options = (weight if weighted else None, reduction, -100, smoothing, 0.01, 0.7, 30.0)
+    for given in (target, target.short(), logits.flip(0).softmax(1)):
+        early, late = both_ways(logits, given, *options, return_lse=True, upstream=0.375)
+        assert torch.equal(early, late)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        lambda x: x.contiguous(memory_format=torch.channels_last),
+        lambda x: x.permute(0, 1, 3, 2),
+        lambda x: x[..., ::2],
+    ],
+    ids=["channels_last", "transposed", "sliced"],
+)
+def test_layouts(layout: Any) -> None:
+    logits = layout(make_case(30, 48, torch.float32)[0].view(3, 10, 6, 8))
+    target = make_case(3 * logits[0, 0].numel(), 10, torch.float32)[1].view(3, *logits.shape[2:])
+    early, late = both_ways(logits, target, *PLAIN)
+    assert torch.equal(early, late) and early.stride() == late.stride()
+
+
+def test_weights_whose_sum_depends_on_the_order() -> None:
+    """The sum taken ahead is not the one that the losses are divided by."""
+    logits, target, weight = make_case(64, 20, torch.float32)
+    target[:] = 0
+    target[16], target[48] = 1, 2
+    weight[0], weight[1], weight[2] = 1, 2.0**120, -(2.0**120)
+    early, late = both_ways(logits, target, weight, *PLAIN[1:])
+    assert torch.equal(early, late)
+
+
+def test_a_step_takes_one_op() -> None:
+    logits, target = large()
+    assert ops_of(lambda: step(logits, target)) == EARLY
+    assert ops_of(lambda: step(logits, target, reduction="sum")) == EARLY
+    assert ops_of(lambda: step(logits, target, reduction="none")) == LATE
+    logits, target = large(1023)
+    assert ops_of(lambda: step(logits, target)) == LATE
+
+
+def test_both_inputs_want_a_gradient() -> None:
+    logits, _ = large()
+    target = torch.softmax(logits.detach().flip(0), 1).requires_grad_()
+
+    def of_both() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(softreg_ext.cross_entropy(logits, target), (logits, target))
+
+    def of_target() -> tuple[Tensor, ...]:
+        loss = softreg_ext.cross_entropy(logits.detach(), target)
+        return torch.autograd.grad(loss, target)
+
+    assert ops_of(of_both) == {*EARLY, "grad_target"}
+    assert ops_of(of_target) == {"forward", "grad_target"}
+    assert torch.equal(of_both()[1], of_target()[0])
+
+
+def test_another_upstream_gradient_is_learned() -> None:
+    """As with a GradScaler: once it comes twice, it is expected."""
+    logits, target = large()
+    used = [ops_of(lambda: step(logits, target, upstream=0.75)) for _ in range(4)]
+    assert used == [{*EARLY, "backward"}, LATE, EARLY, EARLY]
+    of_sum = step(logits, target, reduction="sum")
+    torch.testing.assert_close(step(logits, target, 0.75), of_sum * (0.75 / 1024))
+
+
+def test_upstream_gradients_that_differ_each_time() -> None:
+    logits, target = large()
+    upstreams = iter([2.0, 3.0, 4.0, 5.0])
+    used = [ops_of(lambda: step(logits, target, next(upstreams))) for _ in range(4)]
+    assert used == [{*EARLY, "backward"}, LATE, LATE, LATE]
+
+
+def test_zeros_keep_their_sign() -> None:
+    logits, target = large()
+    grads = [step(logits, target, upstream) for upstream in (0.0, 0.0, 0.0, -0.0, -0.0)]
+    negative = [torch.signbit(grad) for grad in grads]
+    assert torch.equal(negative[0], negative[2])
+    assert torch.equal(negative[3], ~negative[0]) and torch.equal(negative[4], ~negative[0])
+
+
+def test_gradients_that_nobody_comes_for() -> None:
+    """Two may wait: what records losses and never goes back pays no more than that."""
+    logits, target = large()
+    losses: list[Tensor] = []
+
+    def record() -> None:
+        losses.append(softreg_ext.cross_entropy(logits, target))
+
+    assert [ops_of(record) for _ in range(3)] == [EARLY, EARLY, {"forward"}]
+    grads = [torch.autograd.grad(loss, logits)[0] for loss in losses]
+    assert torch.equal(grads[0], grads[1]) and torch.equal(grads[0], grads[2])
+    assert ops_of(record) == EARLY
+
+
+def test_backward_twice() -> None:
+    """It is given away once: who has it may change it."""
+    logits, target = large()
+    loss = softreg_ext.cross_entropy(logits, target)
+    (first,) = torch.autograd.grad(loss, logits, retain_graph=True)
+    copy = first.clone()
+    first.zero_()
+    (second,) = torch.autograd.grad(loss, logits)
+    assert torch.equal(second, copy)
+
+
+def test_becomes_the_leafs_gradient_without_a_copy() -> None:
+    logits, target = large()
+    loss = softreg_ext.cross_entropy(logits, target)
+    assert not {"aten::clone", "aten::copy_"} & names_of(loss.backward)
+    assert logits.grad is not None and torch.equal(logits.grad, step(logits, target))
+
+
+def test_second_derivatives() -> None:
+    logits, target = large()
+    loss = softreg_ext.cross_entropy(logits, target)
+    (grad,) = torch.autograd.grad(loss, logits, create_graph=True)
+    assert grad.requires_grad
+    torch.testing.assert_close(grad.detach(), step(logits, target), rtol=1e-4, atol=1e-8)
+
+
+def test_changed_logits_are_noticed() -> None:
+    logits, target = large()
+    doubled = logits * 2
+    loss = softreg_ext.cross_entropy(doubled, target)
+    with torch.no_grad():
+        doubled.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_saved_tensors_that_are_packed() -> None:
+    """Who offloads what is saved, or drops it, gets no gradient to keep besides."""
+    logits, target = large()
+
+    def doubled(x: Tensor) -> Tensor:
+        return softreg_ext.cross_entropy(x * 2, target)
+
+    loss = checkpoint(doubled, logits, use_reentrant=False)
+    assert ops_of(loss.backward) == LATE  # the forward pass again
+    with torch.autograd.graph.save_on_cpu():
+        assert ops_of(lambda: step(logits, target)) == LATE
+
+
+def test_modes_see_the_usual_ops() -> None:
+    names = set()
+
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            names.add(func.name().removeprefix("softreg_ext::cross_entropy_"))
+            return func(*args, **(kwargs or {}))
+
+    with Names():
+        step(*large())
+    assert names >= LATE and "forward_with_gradient" not in names
+
+
+def test_bad_labels() -> None:
+    logits, target = large()
+    target[7] = 1024
+    with pytest.raises(IndexError, match="target 1024 at row 7"):
+        softreg_ext.cross_entropy(logits, target)
+
+
+def test_no_row_counts() -> None:
+    logits, target = large()
+    target[:] = -100
+    early, late = both_ways(logits.detach(), target, *PLAIN)
+    assert torch.equal(early, late) and not early.any()
+
+
+def test_op_wants_a_reduction() -> None:
+    logits, target, _ = make_case(6, 5, torch.float32)
+    with pytest.raises(ValueError, match=r"reduction must be 1 \(mean\) or 2 \(sum\).* got 0"):
+        OPS.cross_entropy_forward_with_gradient(logits, target, None, 0, *PLAIN[2:], False, 1.0)
+
+
+@pytest.mark.parametrize("return_lse", [False, True])
+def test_opcheck(return_lse: bool) -> None:
+    logits, target, weight = make_case(6, 5, torch.float64)
+    arguments = (logits, target, weight, *PLAIN[1:], return_lse, 0.5)
+    checks = opcheck(OPS.cross_entropy_forward_with_gradient.default, arguments)
+    assert set(checks.values()) == {"SUCCESS"}
+
+
+@pytest.mark.filterwarnings("ignore")  # the tracers warn of their own insides
+def test_compiled_autograd() -> None:
+    logits, target = large()
+    torch._dynamo.reset()
+    loss = softreg_ext.cross_entropy(logits, target)
+    with compiled_autograd._enable(torch.compile(backend="eager", fullgraph=True)):
+        loss.backward()
+    assert logits.grad is not None and torch.equal(logits.grad, step(logits, target))
