@@ -98,8 +98,8 @@ SOFTREG_INLINE RowGradient<F> with_lse_gradient(RowGradient<F> row, F grad_lse, 
 }
 
 template <typename F>
-SOFTREG_INLINE F logit_gradient(F shifted_logit, F softmax_scale, F offset, F upstream) {
-  return (vexp(shifted_logit) * softmax_scale - offset) * upstream;
+SOFTREG_INLINE F logit_gradient(F exp, F softmax_scale, F offset, F upstream) {
+  return (exp * softmax_scale - offset) * upstream;
 }
 
 template <typename F>

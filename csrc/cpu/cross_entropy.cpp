@@ -65,18 +65,14 @@ at::Tensor weight_sum_cpu(const at::Tensor& weight) {
   return sum;
 }
 
-// Returns what the mean divides by. then(begin, end) follows each block of rows, while it is in the
-// cache.
-template <typename T, typename A, typename Then>
+// Returns what the mean divides by. kernel(begin, end) returns the totals of these rows.
+template <typename T, typename A, typename Kernel>
 double run_forward(const CrossEntropyArgs& args, const ForwardArgs<T, A>& kernel_args,
-                   const ForwardOutputs& outputs, const Then& then) {
+                   const ForwardOutputs& outputs, const Kernel& kernel) {
   const RowBlocks blocks(kernel_args);
   c10::SmallVector<ForwardTotals, 32> totals(blocks.count);
-  const auto kernel = active_kernels().of<T>().forward;
-  blocks.parallel_for_each([&](int64_t block, int64_t begin, int64_t end) {
-    totals[block] = kernel(kernel_args, begin, end);
-    then(begin, end);
-  });
+  blocks.parallel_for_each(
+      [&](int64_t block, int64_t begin, int64_t end) { totals[block] = kernel(begin, end); });
 
   ForwardTotals all;
   for (const ForwardTotals& block : totals) {
@@ -99,7 +95,10 @@ double run_forward(const CrossEntropyArgs& args, const ForwardArgs<T, A>& kernel
 template <typename T>
 void forward_typed(const CrossEntropyArgs& args, const ForwardOutputs& outputs) {
   const KernelInputs<T> inputs(args, weight_sum_cpu);
-  run_forward(args, forward_args(args, inputs, outputs), outputs, [](int64_t, int64_t) {});
+  const auto kernel_args = forward_args(args, inputs, outputs);
+  const auto kernel = active_kernels().of<T>().forward;
+  run_forward(args, kernel_args, outputs,
+              [&](int64_t begin, int64_t end) { return kernel(kernel_args, begin, end); });
 }
 
 // Returns the first bad row.
@@ -122,17 +121,19 @@ double expected_total_weight(const CrossEntropyRows<T, A>& args) {
     return static_cast<double>(args.rows);
   }
   const Labels& labels = args.labels;
+  if (!args.weight && labels.bytes == 8 && labels.stride == 1) {
+    const int64_t* of_rows = static_cast<const int64_t*>(labels.data);
+    return static_cast<double>(args.rows -
+                               std::count(of_rows, of_rows + args.rows, labels.ignore_index));
+  }
   CompensatedSum total;
-  int64_t count = 0;
   for (int64_t row = 0; row < args.rows; ++row) {
     const int64_t label = labels[row];
-    if (!args.weight) {
-      count += label != labels.ignore_index;
-    } else if (label >= 0 && label < args.classes && label != labels.ignore_index) {
-      total.add(args.weight[label]);
+    if (label >= 0 && label < args.classes && label != labels.ignore_index) {
+      total.add(args.weight ? args.weight[label] : 1);
     }
   }
-  return args.weight ? total.total() : static_cast<double>(count);
+  return total.total();
 }
 
 template <typename T>
@@ -147,14 +148,13 @@ void forward_with_gradient_typed(const CrossEntropyArgs& args, double grad_loss,
   };
   const bool is_mean = args.reduction == Reduction::kMean;
   const double expected = is_mean ? expected_total_weight(kernel_args) : 1;
-  const auto kernel = active_kernels().of<T>().backward;
-  const double divisor =
-      run_forward(args, kernel_args, outputs,
-                  [&, gradient_args = gradient_by(expected)](int64_t begin, int64_t end) {
-                    kernel(gradient_args, begin, end);
-                  });
+  const BackwardArgs<T, A> gradient_args = gradient_by(expected);
+  const auto& kernels = active_kernels().of<T>();
+  const double divisor = run_forward(args, kernel_args, outputs, [&](int64_t begin, int64_t end) {
+    return kernels.forward_with_gradient(kernel_args, gradient_args, begin, end);
+  });
   if (is_mean && divisor != expected) {
-    run_gradient<T>(kernel, gradient_by(divisor));
+    run_gradient<T>(kernels.backward, gradient_by(divisor));
   }
   written.copy_to_result();
 }

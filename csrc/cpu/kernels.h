@@ -18,9 +18,16 @@ using ForwardKernel = ForwardTotals(const ForwardArgs<T, Accumulator<T>>&, int64
 template <typename T>
 using GradientKernel = int64_t(const BackwardArgs<T, Accumulator<T>>&, int64_t begin, int64_t end);
 
+// The backward pass follows the forward pass, whose state it is given, while rows are at hand.
+template <typename T>
+using ForwardWithGradientKernel = ForwardTotals(const ForwardArgs<T, Accumulator<T>>&,
+                                                const BackwardArgs<T, Accumulator<T>>&,
+                                                int64_t begin, int64_t end);
+
 template <typename T>
 struct CrossEntropyKernels {
   ForwardKernel<T>* forward;
+  ForwardWithGradientKernel<T>* forward_with_gradient;
   GradientKernel<T>* backward;
   GradientKernel<T>* grad_target;
 };

@@ -36,6 +36,26 @@ int64_t backward(const BackwardArgs<T, Accumulator<T>>& args, int64_t begin, int
              : backward_rows_in_lanes(args, begin, end);
 }
 
+// In one where the forward pass takes the same way alone, for its results are to have the same
+// bits.
+template <typename T>
+ForwardTotals forward_with_gradient(const ForwardArgs<T, Accumulator<T>>& forward_args,
+                                    const BackwardArgs<T, Accumulator<T>>& backward_args,
+                                    int64_t begin, int64_t end) {
+  const int64_t classes = forward_args.classes;
+  const auto& grad = backward_args.grad;
+  if (classes <= kTileClasses && forward_args.logits.inner == grad.inner) {
+    return forward_with_gradient_in_lanes(forward_args, backward_args, begin, end);
+  }
+  if (goes_along_row(forward_args, kMostForward<T>) && grad.classes_adjacent() &&
+      classes <= kChunk && forward_args.transform.is_identity) {
+    return forward_with_gradient_along_row(forward_args, backward_args, begin, end);
+  }
+  const ForwardTotals totals = forward<T>(forward_args, begin, end);
+  backward<T>(backward_args, begin, end);
+  return totals;
+}
+
 template <typename T>
 int64_t grad_target(const BackwardArgs<T, Accumulator<T>>& args, int64_t begin, int64_t end) {
   return goes_along_row(args, kMostBackward) && args.grad.classes_adjacent()
@@ -44,7 +64,8 @@ int64_t grad_target(const BackwardArgs<T, Accumulator<T>>& args, int64_t begin, 
 }
 
 template <typename T>
-constexpr CrossEntropyKernels<T> kKernels = {forward<T>, backward<T>, grad_target<T>};
+constexpr CrossEntropyKernels<T> kKernels = {forward<T>, forward_with_gradient<T>, backward<T>,
+                                             grad_target<T>};
 
 }  // namespace
 

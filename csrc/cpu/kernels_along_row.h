@@ -10,39 +10,48 @@ namespace {
 
 // Logits that stay in the first-level cache while they are staged.
 constexpr int64_t kChunk = 2048;
-// Folds x[0, n) into one vector; lanes past the end see -inf.
+// Folds x[0, n) into one vector by step(folded, logits, i), those from the i-th on; lanes past the
+// end see -inf.
 template <bool kFetches, typename A, typename T, typename Step, typename Combine>
 SOFTREG_INLINE Vec<A> fold_row(const T* x, int64_t n, Vec<A> init, Step step, Combine combine) {
   constexpr int64_t width = Vec<A>::size();
-  const auto item = [x](int64_t i) {
+  const auto first = [](int64_t i) { return i * width; };
+  const auto whole = [&](Vec<A> folded, int64_t i) {
     if constexpr (kFetches) {
-      fetch_ahead(x + i * width);
+      fetch_ahead(x + i);
     }
-    return load_vec(x + i * width);
+    return step(folded, load_vec(x + i), i);
   };
-  const Vec<A> total = fold_vectors(n / width, init, item, step, combine);
-  if (n % width == 0) {
-    return total;
-  }
-  return step(total, load_part(x + n / width * width, n % width, -static_cast<A>(INFINITY)));
+  const Vec<A> total = fold_vectors(n / width, init, first, whole, combine);
+  const int64_t rest = n % width, i = n - rest;
+  return rest == 0 ? total : step(total, load_part(x + i, rest, -static_cast<A>(INFINITY)), i);
 }
 
 template <typename A, typename T>
 SOFTREG_INLINE Vec<A> max_of(const T* x, int64_t n, Vec<A> init) {
-  return fold_row<false>(x, n, init, Max(), Max());
+  const auto step = [](Vec<A> max, Vec<A> logits, int64_t) { return vmax(max, logits); };
+  return fold_row<false>(x, n, init, step, Max());
 }
 
+// Leaves the exponentials in `exps`, if given: whole vectors of them.
 template <typename A, typename T>
-SOFTREG_INLINE Vec<A> sum_of_exp(const T* x, int64_t n, Vec<A> common) {
-  const auto add = [common](Vec<A> sum, Vec<A> logit) { return add_exp(sum, logit - common); };
+SOFTREG_INLINE Vec<A> sum_of_exp(const T* x, int64_t n, Vec<A> common, A* exps = nullptr) {
+  const auto add = [common, exps](Vec<A> sum, Vec<A> logits, int64_t i) {
+    Vec<A> exp;
+    sum = add_exp(sum, logits - common, exp);
+    if (exps) {
+      exp.store(exps + i);
+    }
+    return sum;
+  };
   return fold_row<true>(x, n, Vec<A>(0), add, Sum());
 }
 
 // For a row in one chunk.
 template <typename A, typename T>
-SOFTREG_INLINE LogSumExp<A> log_sum_exp(const T* x, int64_t n) {
+SOFTREG_INLINE LogSumExp<A> log_sum_exp(const T* x, int64_t n, A* exps = nullptr) {
   const A max = fold_lanes(max_of(x, n, Vec<A>(-INFINITY)), Max());
-  return {max, fold_lanes(sum_of_exp(x, n, Vec<A>(shift(max))), Sum())};
+  return {max, fold_lanes(sum_of_exp(x, n, Vec<A>(shift(max)), exps), Sum())};
 }
 
 // Of a longer one, lane by lane. `sums` are relative to a maximum that stays behind until `max` is
@@ -189,17 +198,22 @@ RowSums weighted_sums(const CrossEntropyRows<T, A>& args, int64_t row, A referen
   return sums;
 }
 
-template <typename T, typename A>
-ForwardTotals forward_along_row(const ForwardArgs<T, A>& args, int64_t begin, int64_t end) {
+// Calls then(row, target) after each row. `exps`: where the exponentials of its logits are left,
+// for rows in one chunk whose logits are taken as they are; else null.
+template <typename T, typename A, typename Then>
+SOFTREG_INLINE ForwardTotals forward_walk_along_row(const ForwardArgs<T, A>& args, int64_t begin,
+                                                    int64_t end, A* exps, Then then) {
   ForwardTotals totals;
   Staged<A> staged;
   for (int64_t row = begin; row < end; ++row) {
     const RowTarget target(args, row, totals.bad_row);
     if (!is_read(args, target)) {
       add_row(args, row, target, A(0), A(0), A(0), A(0), A(0), totals);
+      then(row, target);
       continue;
     }
-    const LogSumExp<A> state = log_sum_exp_of_row(args, row, staged);
+    const LogSumExp<A> state = exps ? log_sum_exp(args.logits.row(row), args.classes, exps)
+                                    : log_sum_exp_of_row(args, row, staged);
     const A max = shift(state.max), log_sum = vlog(state.sum);
     double weighted_nll = 0;
     if (args.all_classes_count()) {
@@ -213,8 +227,14 @@ ForwardTotals forward_along_row(const ForwardArgs<T, A>& args, int64_t begin, in
     }
     add_row(args, row, target, label_logit(args, row, target), max, state.sum, log_sum,
             static_cast<A>(weighted_nll), totals);
+    then(row, target);
   }
   return totals;
+}
+
+template <typename T, typename A>
+ForwardTotals forward_along_row(const ForwardArgs<T, A>& args, int64_t begin, int64_t end) {
+  return forward_walk_along_row(args, begin, end, static_cast<A*>(nullptr), [](auto&&...) {});
 }
 
 // Whether a gradient is stored past the caches.
@@ -223,29 +243,16 @@ SOFTREG_INLINE bool streams(const BackwardArgs<T, A>& args) {
   return args.rows * args.classes * static_cast<int64_t>(sizeof(T)) >= kStreamedBytes;
 }
 
-template <bool kTransformed, typename T, typename A>
-SOFTREG_INLINE void backward_row(const BackwardArgs<T, A>& args, int64_t row, RowTarget target) {
+// gradient_of(c, lanes, offset): of the logits from c on.
+template <typename T, typename A, typename GradientOf>
+SOFTREG_INLINE void store_gradient(const BackwardArgs<T, A>& args, int64_t row, RowTarget target,
+                                   const RowGradient<A>& gradient, GradientOf gradient_of) {
   const T* logits = args.logits.row(row);
-  T* grad = args.grad.row(row);
-  const A max = args.row_max[row];
-  const RowGradient<A> gradient = row_gradient(args, row, target);
   const RowWeights<T, A> weights(args, row);
   // Off the target, coefficients matter for probabilities and for smoothed labels only.
   const bool weighted = args.has_probabilities() || (args.all_classes_count() && args.weight);
-  const auto of_class = [&](Vec<A> logit, Vec<A> offset) {
-    const auto of = [&](Vec<A> x) {
-      return logit_gradient(x - Vec<A>(max), Vec<A>(gradient.softmax_scale), offset,
-                            Vec<A>(gradient.upstream));
-    };
-    if constexpr (kTransformed) {
-      const TransformedLogit<Vec<A>> y = transform_logit(args.transform, logit);
-      return of(y.value) * y.slope;
-    } else {
-      return of(logit);
-    }
-  };
   const Vec<A> scale(gradient.weight_scale), at_label(gradient.target_offset);
-  store_row<A>(grad, args.classes, streams(args), [&](int64_t c, auto lanes) {
+  store_row<A>(args.grad.row(row), args.classes, streams(args), [&](int64_t c, auto lanes) {
     fetch_ahead(logits + c);
     Vec<A> offset = weighted ? scale * weights(c, lanes) : scale;
     // Here, not afterwards: to change what was streamed is to wait for it to come back.
@@ -253,8 +260,36 @@ SOFTREG_INLINE void backward_row(const BackwardArgs<T, A>& args, int64_t row, Ro
     if (__builtin_expect(lane >= 0 && lane < Vec<A>::size(), false)) {
       offset = where_equal(lane_numbers<A>(), Vec<A>(static_cast<A>(lane)), at_label, offset);
     }
-    return of_class(load_lanes(lanes, logits + c, A(0)), offset);
+    return gradient_of(c, lanes, offset);
   });
+}
+
+// `exps`: exp(x - max), where the forward pass has left them.
+template <typename T, typename A>
+SOFTREG_INLINE void backward_row(const BackwardArgs<T, A>& args, int64_t row, RowTarget target,
+                                 const A* exps) {
+  if (!is_read(args, target)) {
+    __builtin_memset(static_cast<void*>(args.grad.row(row)), 0, args.classes * sizeof(T));
+    return;
+  }
+  const T* logits = args.logits.row(row);
+  const RowGradient<A> gradient = row_gradient(args, row, target);
+  const Vec<A> max(args.row_max[row]), scale(gradient.softmax_scale), upstream(gradient.upstream);
+  if (exps) {
+    store_gradient(args, row, target, gradient, [&](int64_t c, auto lanes, Vec<A> offset) {
+      return logit_gradient(load_lanes(lanes, exps + c, A(0)), scale, offset, upstream);
+    });
+  } else if (args.transform.is_identity) {
+    store_gradient(args, row, target, gradient, [&](int64_t c, auto lanes, Vec<A> offset) {
+      const Vec<A> x = load_lanes(lanes, logits + c, A(0));
+      return logit_gradient(vexp(x - max), scale, offset, upstream);
+    });
+  } else {
+    store_gradient(args, row, target, gradient, [&](int64_t c, auto lanes, Vec<A> offset) {
+      const auto y = transform_logit(args.transform, load_lanes(lanes, logits + c, A(0)));
+      return logit_gradient(vexp(y.value - max), scale, offset, upstream) * y.slope;
+    });
+  }
 }
 
 template <typename T, typename A>
@@ -262,17 +297,25 @@ int64_t backward_along_row(const BackwardArgs<T, A>& args, int64_t begin, int64_
   int64_t bad_row = kNoBadRow;
   for (int64_t row = begin; row < end; ++row) {
     const RowTarget target(args, row, bad_row);
-    if (!is_read(args, target)) {
-      T* grad = args.grad.row(row);
-      __builtin_memset(static_cast<void*>(grad), 0, args.classes * sizeof(T));
-    } else if (args.transform.is_identity) {
-      backward_row<false>(args, row, target);
-    } else {
-      backward_row<true>(args, row, target);
-    }
+    backward_row(args, row, target, static_cast<const A*>(nullptr));
   }
   end_of_streams();
   return bad_row;
+}
+
+// Both passes in one, for rows in one chunk whose logits are taken as they are: no exponential is
+// taken twice.
+template <typename T, typename A>
+ForwardTotals forward_with_gradient_along_row(const ForwardArgs<T, A>& forward,
+                                              const BackwardArgs<T, A>& backward, int64_t begin,
+                                              int64_t end) {
+  Staged<A> exps;
+  const ForwardTotals totals =
+      forward_walk_along_row(forward, begin, end, exps.values, [&](int64_t row, RowTarget target) {
+        backward_row(backward, row, target, static_cast<const A*>(exps.values));
+      });
+  end_of_streams();
+  return totals;
 }
 
 template <typename T, typename A>

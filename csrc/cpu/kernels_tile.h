@@ -11,6 +11,24 @@ namespace {
 // Classes taken up at a time.
 constexpr int64_t kTileClasses = 32;
 
+// The numbers of a tile's classes as vectors: from memory, for to convert and spread them costs
+// more.
+struct ClassNumbers {
+  float of[kTileClasses];
+
+  constexpr ClassNumbers() : of() {
+    for (int64_t c = 0; c < kTileClasses; ++c) {
+      of[c] = static_cast<float>(c);
+    }
+  }
+};
+constexpr ClassNumbers kClassNumbers;
+
+template <typename A>
+SOFTREG_INLINE Vec<A> class_number(int64_t c) {
+  return Vec<A>(static_cast<A>(kClassNumbers.of[c]));
+}
+
 // Rows that lie side by side are read class by class, each class far from the one before. The lines
 // behind x, those of this many tiles to come, are called together: they lie in one page of memory.
 constexpr int64_t kTilesFetched = 4;
@@ -30,7 +48,7 @@ SOFTREG_INLINE void fetch_tiles(const T* x, int64_t rows_of_tile) {
 template <typename A>
 struct Tile {
   static constexpr int64_t kRows = Vec<A>::size();
-  alignas(64) A values[kTileClasses * kRows];
+  alignas(64) A values[(kTileClasses + 1) * kRows];  // one more: tiles do not lie 4 KB apart
 
   Vec<A> operator[](int64_t c) const { return Vec<A>::loadu(values + c * kRows); }
   void set(int64_t c, Vec<A> x) { x.store(values + c * kRows); }
@@ -81,7 +99,7 @@ struct Tile {
     if (matrix.inner > 1) {
       T* to = matrix.row(row) + first * stride;
       for (int64_t c = 0; c < n; ++c, to += stride) {
-        count == kRows ? store_vec(to, (*this)[c]) : store_part(to, count, (*this)[c]);
+        store_part(to, count, (*this)[c]);
       }
       return;
     }
@@ -108,6 +126,37 @@ struct Tile {
       }
     }
   }
+};
+
+// Where the gradients of a tile go: to memory at once where a vector of rows lies side by side
+// there, else by way of the tile.
+template <typename T, typename A>
+class TileOutput {
+ public:
+  SOFTREG_INLINE TileOutput(const RowMatrix<T>& matrix, int64_t row, int64_t count, int64_t first,
+                            Tile<A>& tile)
+      : matrix_(matrix), row_(row), count_(count), first_(first), tile_(tile) {
+    if (matrix.inner > 1 && count == Tile<A>::kRows) {
+      to_ = matrix.row(row) + first * matrix.class_stride;
+    }
+  }
+
+  SOFTREG_INLINE void set(int64_t c, Vec<A> x) {
+    to_ ? store_vec(to_ + c * matrix_.class_stride, x) : tile_.set(c, x);
+  }
+
+  // After the last of n classes.
+  SOFTREG_INLINE void finish(int64_t n) {
+    if (!to_) {
+      tile_.store(matrix_, row_, count_, first_, n);
+    }
+  }
+
+ private:
+  const RowMatrix<T>& matrix_;
+  int64_t row_, count_, first_;
+  Tile<A>& tile_;
+  T* to_ = nullptr;
 };
 
 // Logits, transformed, and where `slopes` is given the slopes of that.

@@ -111,12 +111,21 @@ SOFTREG_INLINE Vec<float> vexp(Vec<float> x) {
 }
 SOFTREG_INLINE Vec<double> vexp(Vec<double> x) { return x.exp(); }
 
-// sum + exp(x)
-SOFTREG_INLINE Vec<float> add_exp(Vec<float> sum, Vec<float> x) {
-  const ExpFactors<Vec<float>> exp = exp_factors<kExp2Bits>(x);
-  return mul_add(exp.power, exp.remainder, sum);
+// sum + exp(x), and in `exp` what vexp(x) is.
+SOFTREG_INLINE Vec<float> add_exp(Vec<float> sum, Vec<float> x, Vec<float>& exp) {
+  const ExpFactors<Vec<float>> factors = exp_factors<kExp2Bits>(x);
+  exp = factors.power * factors.remainder;
+  return mul_add(factors.power, factors.remainder, sum);
 }
-SOFTREG_INLINE Vec<double> add_exp(Vec<double> sum, Vec<double> x) { return sum + vexp(x); }
+SOFTREG_INLINE Vec<double> add_exp(Vec<double> sum, Vec<double> x, Vec<double>& exp) {
+  exp = vexp(x);
+  return sum + exp;
+}
+template <typename A>
+SOFTREG_INLINE Vec<A> add_exp(Vec<A> sum, Vec<A> x) {
+  Vec<A> exp;
+  return add_exp(sum, x, exp);
+}
 
 SOFTREG_INLINE Vec<float> load_vec(const float* x) { return Vec<float>::loadu(x); }
 SOFTREG_INLINE Vec<double> load_vec(const double* x) { return Vec<double>::loadu(x); }
