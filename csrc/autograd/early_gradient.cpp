@@ -36,7 +36,8 @@ bool is_plain(const at::Tensor& x) {
 
 bool gains(const CrossEntropyArgs& args) {
   return args.reduction != Reduction::kNone && !args.return_lse && is_plain(args.logits) &&
-         is_plain(args.target) && !c10::impl::TorchDispatchModeTLS::any_modes_set() &&
+         is_plain(args.target) && (!args.has_weight() || is_plain(*args.weight)) &&
+         !c10::impl::TorchDispatchModeTLS::any_modes_set() &&
          static_cast<int64_t>(args.logits.nbytes()) >= kFewestBytes;
 }
 

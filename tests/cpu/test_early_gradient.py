@@ -1,7 +1,7 @@
 """The gradient that the forward pass computes ahead: when, and that no bit depends on it."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -231,6 +231,30 @@ def test_modes_see_the_usual_ops() -> None:
     with Names():
         step(*large())
     assert names >= LATE and "forward_with_gradient" not in names
+
+
+class Wrapped(Tensor):
+    """A subclass that knows the usual ops by name."""
+
+    seen: ClassVar[set[str]] = set()
+    wrapped: Tensor
+
+    @staticmethod
+    def __new__(cls, wrapped: Tensor) -> "Wrapped":
+        made: Wrapped = Tensor._make_wrapper_subclass(cls, wrapped.shape, dtype=wrapped.dtype)
+        made.wrapped = wrapped
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        cls.seen.add(func.name().removeprefix("softreg_ext::cross_entropy_"))
+        return func(*(x.wrapped if isinstance(x, Wrapped) else x for x in args), **(kwargs or {}))
+
+
+def test_subclasses_see_the_usual_ops() -> None:
+    logits, target = large()
+    step(logits, target, weight=Wrapped(torch.ones(1024)))
+    assert Wrapped.seen >= LATE and "forward_with_gradient" not in Wrapped.seen
 
 
 def test_bad_labels() -> None:
