@@ -60,6 +60,9 @@ MUTATIONS = [
     Mutation("autograd/cross_entropy.cpp", "ctx->saved_data.erase(saved);", ""),
     Mutation("autograd/cross_entropy.cpp", "at::GradMode::is_enabled() ||", ""),
     Mutation("autograd/early_gradient.cpp", " && upstream != 0;", ";"),
+    Mutation("autograd/early_gradient.cpp", "gradient.expired() ||", ""),
+    Mutation("autograd/early_gradient.cpp", "gradient.expired() || ", "true || "),
+    Mutation("autograd/early_gradient.cpp", "gradient._unsafe_get_target() ==", "nullptr =="),
     Mutation("cpu/large_results.cpp", "return bytes >= wanted &&", "return"),
     Mutation("core/cross_entropy.h", "on_target * class_weight * nll", "on_target * nll"),
     Mutation(

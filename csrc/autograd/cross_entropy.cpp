@@ -54,26 +54,30 @@ CrossEntropyOptions saved_options(AutogradContext* ctx) {
 }
 
 void save_early_gradient(AutogradContext* ctx, at::Tensor grad_logits, double upstream) {
+  note_waiting(grad_logits);
   ctx->saved_data["early_gradient"] = std::move(grad_logits);
   ctx->saved_data["early_gradient_upstream"] = upstream;
 }
 
 // Undefined where there is none, or none for this upstream gradient. Given away once: whoever gets
-// it may add to it in place.
+// it may add to it in place. Without a taker it is freed: the loss may outlive its graph.
 at::Tensor take_early_gradient(AutogradContext* ctx, const CrossEntropyArgs& args,
                                const at::Tensor& grad_loss) {
-  if (at::GradMode::is_enabled() || needs_composite(grad_loss)) {
-    return {};
-  }
-  const auto upstream = upstream_that_came(args, grad_loss);
+  at::Tensor grad_logits;
   const auto saved = ctx->saved_data.find("early_gradient");
-  if (!upstream || saved == ctx->saved_data.end()) {
+  if (saved != ctx->saved_data.end()) {
+    grad_logits = std::move(saved->second).toTensor();
+    ctx->saved_data.erase(saved);
+  }
+  if (!ctx->needs_input_grad(0) || at::GradMode::is_enabled() || needs_composite(grad_loss)) {
     return {};
   }
-  at::Tensor grad_logits = std::move(saved->second).toTensor();
-  ctx->saved_data.erase(saved);
-  return *upstream == ctx->saved_data["early_gradient_upstream"].toDouble() ? grad_logits
-                                                                            : at::Tensor();
+  const auto upstream = upstream_that_came(args, grad_loss, grad_logits);
+  if (!upstream || !grad_logits.defined() ||
+      *upstream != ctx->saved_data["early_gradient_upstream"].toDouble()) {
+    return {};
+  }
+  return grad_logits;
 }
 
 class CrossEntropyFunction : public torch::autograd::Function<CrossEntropyFunction> {
@@ -117,12 +121,9 @@ class CrossEntropyFunction : public torch::autograd::Function<CrossEntropyFuncti
     const auto grad_lse =
         grad_outputs.size() > 1 ? std::make_optional(grad_outputs[1]) : std::nullopt;
     const CrossEntropyGradArgs grad{grad_outputs[0], grad_lse, state, total_weight};
-    at::Tensor grad_logits, grad_target;
-    if (ctx->needs_input_grad(0)) {
-      grad_logits = take_early_gradient(ctx, args, grad.grad_loss);
-      if (!grad_logits.defined()) {
-        grad_logits = cross_entropy_backward(args, grad);
-      }
+    at::Tensor grad_logits = take_early_gradient(ctx, args, grad.grad_loss), grad_target;
+    if (ctx->needs_input_grad(0) && !grad_logits.defined()) {
+      grad_logits = cross_entropy_backward(args, grad);
     }
     if (ctx->needs_input_grad(1)) {
       grad_target = cross_entropy_grad_target(args, grad);

@@ -16,8 +16,12 @@ namespace softreg {
 // would gain nothing, or are not all there is to a call (subclasses, modes, hooks).
 std::optional<double> expected_upstream(const CrossEntropyArgs& args);
 
-// To be told of each backward pass: returns `grad_loss` as a number, and remembers it, where it
-// could have been expected.
-std::optional<double> upstream_that_came(const CrossEntropyArgs& args, const at::Tensor& grad_loss);
+// To be told of each gradient that was computed early.
+void note_waiting(const at::Tensor& early_gradient);
+
+// To be told of each backward pass, and of the early gradient that waited for it, if one did:
+// returns `grad_loss` as a number, and remembers it, where it could have been expected.
+std::optional<double> upstream_that_came(const CrossEntropyArgs& args, const at::Tensor& grad_loss,
+                                         const at::Tensor& early_gradient);
 
 }  // namespace softreg

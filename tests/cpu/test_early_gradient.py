@@ -1,5 +1,6 @@
 """The gradient that the forward pass computes ahead: when, and that no bit depends on it."""
 
+import sys
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -167,6 +168,51 @@ def test_gradients_that_nobody_comes_for() -> None:
     grads = [torch.autograd.grad(loss, logits)[0] for loss in losses]
     assert torch.equal(grads[0], grads[1]) and torch.equal(grads[0], grads[2])
     assert ops_of(record) == EARLY
+
+
+def test_losses_kept_beside_a_training_loop() -> None:
+    """They hold two gradients, however many backward passes come for others."""
+    logits, target = large()
+    kept, used = [], []
+
+    def record() -> None:
+        kept.append(softreg_ext.cross_entropy(logits, target))
+
+    for _ in range(4):
+        used.append(ops_of(record))
+        step(logits, target)
+    assert used == [EARLY, EARLY, {"forward"}, {"forward"}]
+    kept.clear()
+    step(logits, target)
+    assert ops_of(record) == EARLY
+
+
+def test_gradients_that_are_kept_wait_no_more() -> None:
+    logits, target = large()
+    kept: list[Tensor] = []
+    for _ in range(4):
+        assert ops_of(lambda: kept.append(step(logits, target))) == EARLY
+
+
+def test_bad_labels_wait_for_nothing() -> None:
+    logits, target = large()
+    for _ in range(3):
+        with pytest.raises(IndexError):
+            softreg_ext.cross_entropy(logits, target + 1024)
+    assert ops_of(lambda: step(logits, target)) == EARLY
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps what is freed")
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_freed_by_a_backward_pass_without_a_use_for_it(create_graph: bool) -> None:
+    """The loss, kept, would keep it too."""
+    logits, _ = large()
+    target = torch.softmax(logits.detach().double(), 1).requires_grad_()
+    softreg_ext.release_memory()
+    loss = softreg_ext.cross_entropy(logits, target)
+    grads = torch.autograd.grad(loss, logits if create_graph else target, create_graph=create_graph)
+    assert softreg_ext.release_memory() == logits.nbytes
+    del loss, grads
 
 
 def test_backward_twice() -> None:
