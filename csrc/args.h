@@ -90,7 +90,8 @@ using ForwardWithGradientImplementation = ForwardWithGradientOutputs(const Cross
                                                                      double grad_loss);
 using BackwardImplementation = at::Tensor(const CrossEntropyArgs&, const CrossEntropyGradArgs&);
 
-// What is registered for cross_entropy_forward, and for cross_entropy_backward and _grad_target.
+// What is registered for cross_entropy_forward, for cross_entropy_forward_with_gradient, and for
+// cross_entropy_backward and _grad_target.
 template <ForwardImplementation implementation>
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward_entry(
     const at::Tensor& logits, const at::Tensor& target, const std::optional<at::Tensor>& weight,

@@ -23,12 +23,9 @@ pybind11::object cross_entropy(const at::Tensor& input, const at::Tensor& target
   ForwardOutputs out;
   {
     const pybind11::gil_scoped_release no_gil;
-    out = cross_entropy_forward({{static_cast<Reduction>(reduction), ignore_index, label_smoothing,
-                                  z_loss, logit_scale, softcap.value_or(kNoCap)},
-                                 input,
-                                 target,
-                                 weight,
-                                 return_lse});
+    out = cross_entropy_forward(
+        {packed_options(reduction, ignore_index, label_smoothing, z_loss, logit_scale, softcap),
+         input, target, weight, return_lse});
   }
   return return_lse ? pybind11::cast(std::make_tuple(out.loss, out.lse)) : pybind11::cast(out.loss);
 }
