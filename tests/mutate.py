@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 SUITES = ["test_beyond_the_original.py", "test_functional.py", "test_probabilities.py"]
 SUITES += ["test_k_dimensional.py", "test_autograd.py", "test_properties.py"]
 SUITES += ["test_large_gradients.py", "cpu/test_large_results.py"]
-SUITES += ["cpu/test_early_gradient.py"]
+SUITES += ["cpu/test_early_gradient.py", "cpu/test_forward_with_gradient.py"]
 
 
 class Mutation(NamedTuple):
@@ -46,15 +46,17 @@ MUTATIONS = [
     Mutation("row_target.h", "target.counts || args.lse;", "target.counts;"),
     Mutation("cpu/kernels_along_row.h", "weighted ? scale * weights(c, lanes)", "false ? scale"),
     Mutation("cpu/kernels_along_row.h", "lanes.max > sums.max", "lanes.max < sums.max"),
-    Mutation("cpu/kernels_along_row.h", "lane = target.label - c;", "lane = target.label - c - 1;"),
+    Mutation("cpu/kernels_along_row.h", "static_cast<A>(lane)), at_label", "A(0)), at_label"),
     Mutation("cpu/kernels_memory.h", "stored(0).store(to);", ""),
     Mutation("cpu/kernels_memory.h", "sizeof(T) % step", "sizeof(T) % width"),
-    Mutation("cpu/kernels_rows_in_lanes.h", "label[part] - Vec<int64_t>(first)", "label[part]"),
-    Mutation("cpu/kernels_rows_in_lanes.h", "bad = bad | (keeps ^ counts);", ""),
-    Mutation("cpu/kernels_rows_in_lanes.h", "(of > none) & ", ""),
+    Mutation("cpu/kernels_lanes.h", "label[part] - Vec<int64_t>(first)", "label[part]"),
+    Mutation("cpu/kernels_lanes.h", "bad = bad | (keeps ^ counts);", ""),
+    Mutation("cpu/kernels_lanes.h", "(of > none) & ", ""),
     Mutation("cpu/kernels_rows_in_lanes.h", "none_counts() && !args.lse", "none_counts()"),
     Mutation("cpu/kernels_rows_in_lanes.h", "*of = targets.of_counting(*of)", "*of = *of"),
     Mutation("cpu/kernels_rows_in_lanes.h", "all_flow ? grad : targets.of_counting(grad)", "grad"),
+    Mutation("cpu/kernels.inc.h", "forward_args.logits.inner == grad.inner", "true"),
+    Mutation("cpu/kernels_along_row.h", "exp.store(exps + i);", "exp.store(exps);"),
     Mutation("cpu/cross_entropy.cpp", "is_mean && divisor != expected", "false"),
     Mutation("autograd/cross_entropy.cpp", "ctx->saved_data.erase(saved);", ""),
     Mutation("autograd/cross_entropy.cpp", "at::GradMode::is_enabled() ||", ""),

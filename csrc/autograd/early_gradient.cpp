@@ -13,8 +13,8 @@
 namespace softreg {
 namespace {
 
-// Of the logits; fewer bytes are still in a cache when the backward pass reads them again.
-constexpr int64_t kFewestBytes = int64_t(4) << 20;
+// Of the logits; with fewer, most of a step is not the kernels'.
+constexpr int64_t kFewestBytes = int64_t(256) << 10;
 // Gradients that may wait for a backward pass before no more are computed early; threads that
 // record losses at the same time may each add one.
 constexpr size_t kMostWaiting = 2;

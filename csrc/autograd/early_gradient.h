@@ -1,6 +1,6 @@
-// The gradient with respect to the logits, computed by the forward pass while they are in the
-// cache, for the upstream gradient that the last backward passes had: 1, as a rule. Should another
-// one come, it is computed as ever; its bits are the same either way.
+// The gradient with respect to the logits, computed by the forward pass while they and their
+// exponentials are at hand, for the upstream gradient that the last backward passes had: 1, as a
+// rule. Should another one come, it is computed as ever; its bits are the same either way.
 #pragma once
 
 #include <ATen/core/Tensor.h>

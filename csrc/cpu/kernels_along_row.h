@@ -256,8 +256,8 @@ SOFTREG_INLINE void store_gradient(const BackwardArgs<T, A>& args, int64_t row, 
     fetch_ahead(logits + c);
     Vec<A> offset = weighted ? scale * weights(c, lanes) : scale;
     // Here, not afterwards: to change what was streamed is to wait for it to come back.
-    const int64_t lane = target.label - c;
-    if (__builtin_expect(lane >= 0 && lane < Vec<A>::size(), false)) {
+    const uint64_t lane = static_cast<uint64_t>(target.label) - static_cast<uint64_t>(c);
+    if (__builtin_expect(lane < static_cast<uint64_t>(Vec<A>::size()), false)) {
       offset = where_equal(lane_numbers<A>(), Vec<A>(static_cast<A>(lane)), at_label, offset);
     }
     return gradient_of(c, lanes, offset);

@@ -95,7 +95,7 @@ SOFTREG_INLINE ForwardTotals forward_walk(const ForwardArgs<T, A>& args, int64_t
   for (int64_t row = begin; row < end; row += count) {
     count = lanes_from(args, row, end);
     targets.read(args, row, count);
-    const int64_t classes = targets.none_counts() && !args.lse && !kKeeps ? 0 : args.classes;
+    const int64_t classes = targets.none_counts() && !args.lse ? 0 : args.classes;
     LaneState<A> state;
     for_each_tile(classes, [&](int64_t first, int64_t n) {
       load_logits<T, A>(tiles.logits, kKeeps ? &tiles.slopes : nullptr, args, row, count, first, n);

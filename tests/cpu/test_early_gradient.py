@@ -6,23 +6,20 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from cases import DTYPES, make_case
+from cases import make_case
 from torch import Tensor
 from torch._dynamo import compiled_autograd
-from torch.library import opcheck
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import softreg_ext
 
-OPS = torch.ops.softreg_ext
-PLAIN = (None, 1, -100, 0.0, 0.0, 1.0, None)  # what the ops take after the target
 EARLY, LATE = {"forward", "forward_with_gradient"}, {"forward", "backward"}
 
 
-def large(rows: int = 1024) -> tuple[Tensor, Tensor]:
-    """4 MB; what is smaller gains nothing."""
+def large(rows: int = 64) -> tuple[Tensor, Tensor]:
+    """256 KB; what is smaller gains little."""
     logits, target, _ = make_case(rows, 1024, torch.float32)
     return logits.requires_grad_(), target
 
@@ -51,68 +48,12 @@ def upstream_was_1() -> None:
         step(*large())
 
 
-def both_ways(
-    logits: Tensor, target: Tensor, *options: Any, return_lse: bool = False, upstream: float = 1.0
-) -> tuple[Tensor, Tensor]:
-    """The gradient by the one op and by the two, which otherwise agree."""
-    arguments = (logits, target, *options)
-    *early, grad = OPS.cross_entropy_forward_with_gradient(*arguments, return_lse, upstream)
-    late = OPS.cross_entropy_forward(*arguments, return_lse)
-    for a, b in zip(early, late, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
-    grad_loss = torch.full_like(late[0], upstream)
-    saved = late[2:]
-    return grad, OPS.cross_entropy_backward(grad_loss, None, logits, target, *saved, *options)
-
-
-@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("reduction", [1, 2], ids=["mean", "sum"])
-@pytest.mark.parametrize("classes", [3, 40, 2500])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_same_bits(
-    dtype: torch.dtype, classes: int, reduction: int, smoothing: float, weighted: bool
-) -> None:
-    logits, target, weight = make_case(37, classes, dtype)
-    target[::5] = -100
-    options = (weight if weighted else None, reduction, -100, smoothing, 0.01, 0.7, 30.0)
-    for given in (target, target.short(), logits.flip(0).softmax(1)):
-        early, late = both_ways(logits, given, *options, return_lse=True, upstream=0.375)
-        assert torch.equal(early, late)
-
-
-@pytest.mark.parametrize(
-    "layout",
-    [
-        lambda x: x.contiguous(memory_format=torch.channels_last),
-        lambda x: x.permute(0, 1, 3, 2),
-        lambda x: x[..., ::2],
-    ],
-    ids=["channels_last", "transposed", "sliced"],
-)
-def test_layouts(layout: Any) -> None:
-    logits = layout(make_case(30, 48, torch.float32)[0].view(3, 10, 6, 8))
-    target = make_case(3 * logits[0, 0].numel(), 10, torch.float32)[1].view(3, *logits.shape[2:])
-    early, late = both_ways(logits, target, *PLAIN)
-    assert torch.equal(early, late) and early.stride() == late.stride()
-
-
-def test_weights_whose_sum_depends_on_the_order() -> None:
-    """The sum taken ahead is not the one that the losses are divided by."""
-    logits, target, weight = make_case(64, 20, torch.float32)
-    target[:] = 0
-    target[16], target[48] = 1, 2
-    weight[0], weight[1], weight[2] = 1, 2.0**120, -(2.0**120)
-    early, late = both_ways(logits, target, weight, *PLAIN[1:])
-    assert torch.equal(early, late)
-
-
 def test_a_step_takes_one_op() -> None:
     logits, target = large()
     assert ops_of(lambda: step(logits, target)) == EARLY
     assert ops_of(lambda: step(logits, target, reduction="sum")) == EARLY
     assert ops_of(lambda: step(logits, target, reduction="none")) == LATE
-    logits, target = large(1023)
+    logits, target = large(63)
     assert ops_of(lambda: step(logits, target)) == LATE
 
 
@@ -138,7 +79,7 @@ def test_another_upstream_gradient_is_learned() -> None:
     used = [ops_of(lambda: step(logits, target, upstream=0.75)) for _ in range(4)]
     assert used == [{*EARLY, "backward"}, LATE, EARLY, EARLY]
     of_sum = step(logits, target, reduction="sum")
-    torch.testing.assert_close(step(logits, target, 0.75), of_sum * (0.75 / 1024))
+    torch.testing.assert_close(step(logits, target, 0.75), of_sum * (0.75 / 64))
 
 
 def test_upstream_gradients_that_differ_each_time() -> None:
@@ -206,7 +147,7 @@ def test_bad_labels_wait_for_nothing() -> None:
 @pytest.mark.parametrize("create_graph", [False, True])
 def test_freed_by_a_backward_pass_without_a_use_for_it(create_graph: bool) -> None:
     """The loss, kept, would keep it too."""
-    logits, _ = large()
+    logits, _ = large(1024)
     target = torch.softmax(logits.detach().double(), 1).requires_grad_()
     softreg_ext.release_memory()
     loss = softreg_ext.cross_entropy(logits, target)
@@ -308,27 +249,6 @@ def test_bad_labels() -> None:
     target[7] = 1024
     with pytest.raises(IndexError, match="target 1024 at row 7"):
         softreg_ext.cross_entropy(logits, target)
-
-
-def test_no_row_counts() -> None:
-    logits, target = large()
-    target[:] = -100
-    early, late = both_ways(logits.detach(), target, *PLAIN)
-    assert torch.equal(early, late) and not early.any()
-
-
-def test_op_wants_a_reduction() -> None:
-    logits, target, _ = make_case(6, 5, torch.float32)
-    with pytest.raises(ValueError, match=r"reduction must be 1 \(mean\) or 2 \(sum\).* got 0"):
-        OPS.cross_entropy_forward_with_gradient(logits, target, None, 0, *PLAIN[2:], False, 1.0)
-
-
-@pytest.mark.parametrize("return_lse", [False, True])
-def test_opcheck(return_lse: bool) -> None:
-    logits, target, weight = make_case(6, 5, torch.float64)
-    arguments = (logits, target, weight, *PLAIN[1:], return_lse, 0.5)
-    checks = opcheck(OPS.cross_entropy_forward_with_gradient.default, arguments)
-    assert set(checks.values()) == {"SUCCESS"}
 
 
 @pytest.mark.filterwarnings("ignore")  # the tracers warn of their own insides

@@ -14,7 +14,8 @@ CAPABILITIES = {"generic": "default", "avx2": "avx2", "avx512": "avx512"}
 # torch's name for what this processor has; each includes those before it.
 AVAILABLE = {"DEFAULT": 1, "AVX2": 2, "AVX512": 3}.get(torch.backends.cpu.get_cpu_capability(), 1)
 # What runs on the kernels: values, gradients, bad labels.
-SUITES = ["functional", "k_dimensional", "large_gradients", "probabilities"]
+SUITES = ["test_functional.py", "test_k_dimensional.py", "test_large_gradients.py"]
+SUITES += ["test_probabilities.py", "cpu/test_forward_with_gradient.py"]
 FORCED = "ATEN_CPU_CAPABILITY" in os.environ
 
 
@@ -33,7 +34,7 @@ def test_whole_option_table(name: str) -> None:
         [sys.executable, "-c", active], env=env, capture_output=True, text=True, check=True
     )
     assert run.stdout.strip() == name
-    suites = [Path(__file__).parents[1] / f"test_{name}.py" for name in SUITES]
+    suites = [Path(__file__).parents[1] / suite for suite in SUITES]
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *map(str, suites)],
         env=env,
