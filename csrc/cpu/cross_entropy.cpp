@@ -113,27 +113,41 @@ int64_t run_gradient(GradientKernel<T>* kernel, const BackwardArgs<T, A>& args) 
   return bad_row;
 }
 
-// What the mean will divide by, from the targets alone: but for the last bits, where weights are
-// summed in another order.
+// Of the rows [begin, end), from their labels alone.
 template <typename T, typename A>
-double expected_total_weight(const CrossEntropyRows<T, A>& args) {
-  if (args.has_probabilities()) {
-    return static_cast<double>(args.rows);
-  }
+double total_weight_of(const CrossEntropyRows<T, A>& args, int64_t begin, int64_t end) {
   const Labels& labels = args.labels;
   if (!args.weight && labels.bytes == 8 && labels.stride == 1) {
     const int64_t* of_rows = static_cast<const int64_t*>(labels.data);
-    return static_cast<double>(args.rows -
-                               std::count(of_rows, of_rows + args.rows, labels.ignore_index));
+    const auto ignored = std::count(of_rows + begin, of_rows + end, labels.ignore_index);
+    return static_cast<double>(end - begin - ignored);
   }
   CompensatedSum total;
-  for (int64_t row = 0; row < args.rows; ++row) {
+  for (int64_t row = begin; row < end; ++row) {
     const int64_t label = labels[row];
     if (label >= 0 && label < args.classes && label != labels.ignore_index) {
       total.add(args.weight ? args.weight[label] : 1);
     }
   }
   return total.total();
+}
+
+// What the mean will divide by: but for the last bits, where weights are summed in another order.
+template <typename T, typename A>
+double expected_total_weight(const CrossEntropyRows<T, A>& args) {
+  constexpr int64_t kThreadLabels = 65536;
+  if (args.has_probabilities()) {
+    return static_cast<double>(args.rows);
+  }
+  const int64_t parts = (args.rows + kThreadLabels - 1) / kThreadLabels;
+  c10::SmallVector<double, 32> totals(parts);
+  at::parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
+    for (int64_t part = first; part < last; ++part) {
+      const int64_t begin = part * kThreadLabels;
+      totals[part] = total_weight_of(args, begin, std::min(args.rows, begin + kThreadLabels));
+    }
+  });
+  return std::accumulate(totals.begin(), totals.end(), 0.0);
 }
 
 template <typename T>
