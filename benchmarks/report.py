@@ -58,7 +58,9 @@ def markdown(rows: list[Row]) -> Iterator[str]:
         "The ratio is to the better of eager and compiled; the error is the largest of the "
         "gradient's, as a part of its largest value, against float64; memory is the growth of the "
         "process during a call for which nothing was kept, ours as a part of eager's. `read` and "
-        "`copy` are of the logits, by PyTorch. Written by `benchmarks/bench_cross_entropy.py`.\n"
+        "`copy` are of the logits, by PyTorch. A forward pass that is recorded computes the "
+        "gradient too where a backward pass is expected: in forward + backward, not where none "
+        "ever comes. Written by `benchmarks/bench_cross_entropy.py`.\n"
     )
     for kernels in dict.fromkeys(row["kernels"] for row in rows):
         of_set = "" if kernels == first["kernels"] else f", {kernels} kernels"
