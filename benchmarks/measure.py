@@ -1,5 +1,7 @@
 """One cell: every peer's result checked, then its time and its memory."""
 
+import ctypes
+import gc
 import math
 import random
 import re
@@ -20,7 +22,8 @@ MODES = ("forward", "forward, recorded", "forward + backward")
 BLOCK_SECONDS = 0.01  # a timing is of as many calls as fill this
 LEAST_ROUNDS, MOST_ROUNDS = 5, 51
 EXACT_LOGITS = 1 << 26  # at a time: half a gigabyte in float64
-MEMORY_LOGITS = 1 << 20  # below, what malloc keeps hides what a call takes
+MEMORY_LOGITS = 1 << 20  # below, other things move the process's size as much
+LIBC = ctypes.CDLL(None)
 
 
 def call_of(loss: Loss, inputs: Inputs, mode: str) -> Callable[[], tuple[Tensor, Tensor | None]]:
@@ -101,7 +104,11 @@ def peak_bytes(call: Callable[[], Any]) -> int:
         assert found
         return int(found[1])
 
-    softreg_ext.release_memory()  # what earlier calls left would hide what this one takes
+    # What earlier calls left would hide what this one takes.
+    softreg_ext.release_memory()
+    gc.collect()
+    if hasattr(LIBC, "malloc_trim"):  # glibc has it
+        LIBC.malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
     before = kilobytes("VmRSS")
     call()

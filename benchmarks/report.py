@@ -43,9 +43,9 @@ def best_ratios(rows: Iterable[Row]) -> Iterator[str]:
 
 
 def memory(peers: dict[str, Row]) -> str:
-    """Ours as a part of eager's."""
+    """Ours as a part of eager's, where that is more than what the process grows by anyway."""
     ours, eager = (peers[name]["peak_bytes"] for name in (OURS, "eager"))
-    return f"{float(ours) / float(eager):.2f}" if ours and eager and float(eager) > 0 else ""
+    return f"{float(ours) / float(eager):.2f}" if eager and float(eager) >= 4 << 20 else ""
 
 
 def markdown(rows: list[Row]) -> Iterator[str]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-OURS_PEAK, OTHERS_PEAK = 50, 200
+OURS_PEAK, OTHERS_PEAK = 50 << 20, 200 << 20
 
 
 def rows_of(
