@@ -85,7 +85,7 @@ struct CrossEntropyGradArgs {
 };
 
 using ForwardImplementation = ForwardOutputs(const CrossEntropyArgs&);
-// The reduced loss, and its gradient for the upstream gradient `grad_loss`.
+// The loss, and its gradient for an upstream gradient whose elements are all `grad_loss`.
 using ForwardWithGradientImplementation = ForwardWithGradientOutputs(const CrossEntropyArgs&,
                                                                      double grad_loss);
 using BackwardImplementation = at::Tensor(const CrossEntropyArgs&, const CrossEntropyGradArgs&);

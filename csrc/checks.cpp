@@ -125,13 +125,6 @@ void check(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad) {
               grad.state.sym_strides());
 }
 
-void check_reduced(const CrossEntropyArgs& args) {
-  check(args);
-  TORCH_CHECK_VALUE(args.reduction != Reduction::kNone,
-                    "cross_entropy: reduction must be 1 (mean) or 2 (sum) for a gradient that the "
-                    "forward pass computes, but got 0 (none)");
-}
-
 void check_grad_target(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad) {
   check(args, grad);
   TORCH_CHECK(args.has_probabilities(), "cross_entropy: target of ", args.target.scalar_type(),

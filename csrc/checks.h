@@ -9,7 +9,6 @@ namespace softreg {
 
 void check(const CrossEntropyArgs& args);
 void check(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad);
-void check_reduced(const CrossEntropyArgs& args);
 void check_grad_target(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad);
 
 // The IndexError for a label out of range.

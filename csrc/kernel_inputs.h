@@ -4,8 +4,6 @@
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
 
-#include <algorithm>
-
 #include "args.h"
 #include "row_matrix.h"
 
@@ -87,7 +85,8 @@ ForwardArgs<T, Accumulator<T>> forward_args(const CrossEntropyArgs& args,
           args.reduction == Reduction::kNone ? outputs.loss.mutable_data_ptr<T>() : nullptr};
 }
 
-// The pointers for a gradient of the reduced loss, with the state that the forward pass leaves.
+// The pointers for a gradient with one upstream gradient for all rows, and with the state that the
+// forward pass leaves.
 template <typename T, typename A = Accumulator<T>>
 BackwardArgs<T, A> backward_args(const ForwardArgs<T, A>& forward, A grad_reduced,
                                  RowMatrix<T> grad) {
@@ -158,11 +157,6 @@ class GradientTensors {
   void copy_to_result() const { written_.copy_to_result(); }
 
  private:
-  static bool is_expanded_scalar(const at::Tensor& tensor) {
-    const auto strides = tensor.strides();
-    return std::all_of(strides.begin(), strides.end(), [](int64_t stride) { return stride == 0; });
-  }
-
   KernelInputs<T> inputs_;
   at::Tensor grad_loss_, grad_lse_;
   WrittenGradient<T> written_;

@@ -1,5 +1,7 @@
 #include "row_matrix.h"
 
+#include <algorithm>
+
 namespace softreg {
 namespace {
 
@@ -59,6 +61,11 @@ std::optional<RowMatrix<void>> row_strides(const at::Tensor& tensor) {
     return RowMatrix<void>{nullptr, 1, *stride, class_stride};
   }
   return std::nullopt;
+}
+
+bool is_expanded_scalar(const at::Tensor& tensor) {
+  const auto strides = tensor.strides();
+  return std::all_of(strides.begin(), strides.end(), [](int64_t stride) { return stride == 0; });
 }
 
 }  // namespace softreg

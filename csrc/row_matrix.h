@@ -16,6 +16,9 @@ std::optional<RowMatrix<void>> row_strides(const at::Tensor& tensor);
 // Number of rows: N d1 ... dK.
 c10::SymInt row_count(const at::Tensor& logits);
 
+// Whether all its elements are one in memory, as those of the gradient that sum() sends back.
+bool is_expanded_scalar(const at::Tensor& tensor);
+
 template <typename T>
 RowMatrix<T> row_matrix(const RowMatrix<void>& strides, T* data) {
   return {data, strides.inner, strides.outer_stride, strides.class_stride};

@@ -7,8 +7,11 @@
 #include <c10/util/intrusive_ptr.h>
 
 #include <algorithm>
+#include <limits>
 #include <mutex>
 #include <vector>
+
+#include "row_matrix.h"
 
 namespace softreg {
 namespace {
@@ -65,8 +68,8 @@ bool is_plain(const at::Tensor& x) {
 }
 
 bool gains(const CrossEntropyArgs& args) {
-  return args.reduction != Reduction::kNone && !args.return_lse && is_plain(args.logits) &&
-         is_plain(args.target) && (!args.has_weight() || is_plain(*args.weight)) &&
+  return !args.return_lse && is_plain(args.logits) && is_plain(args.target) &&
+         (!args.has_weight() || is_plain(*args.weight)) &&
          !c10::impl::TorchDispatchModeTLS::any_modes_set() &&
          static_cast<int64_t>(args.logits.nbytes()) >= kFewestBytes;
 }
@@ -88,7 +91,10 @@ std::optional<double> upstream_that_came(const CrossEntropyArgs& args, const at:
   if (!gains(args) || !is_plain(grad_loss)) {
     return std::nullopt;
   }
-  const double upstream = at::_local_scalar_dense(grad_loss).toDouble();
+  // One for each row is nothing to expect: NaN equals nothing.
+  const double upstream = is_expanded_scalar(grad_loss)
+                              ? at::_local_scalar_dense(grad_loss.as_strided({}, {})).toDouble()
+                              : std::numeric_limits<double>::quiet_NaN();
   guess().learn(upstream, early_gradient);
   return upstream;
 }

@@ -203,7 +203,7 @@ ForwardOutputs cross_entropy_forward_cpu(const CrossEntropyArgs& args) {
 
 ForwardWithGradientOutputs cross_entropy_forward_with_gradient_cpu(const CrossEntropyArgs& args,
                                                                    double grad_loss) {
-  check_reduced(args);
+  check(args);
   const ForwardWithGradientOutputs outputs{empty_forward_outputs(args),
                                            on_kept_memory(empty_grad_logits(args))};
   SOFTREG_DISPATCH_LOGITS(args.result_type(), "cross_entropy_forward_with_gradient_cpu",

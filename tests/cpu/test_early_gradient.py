@@ -52,7 +52,6 @@ def test_a_step_takes_one_op() -> None:
     logits, target = large()
     assert ops_of(lambda: step(logits, target)) == EARLY
     assert ops_of(lambda: step(logits, target, reduction="sum")) == EARLY
-    assert ops_of(lambda: step(logits, target, reduction="none")) == LATE
     logits, target = large(63)
     assert ops_of(lambda: step(logits, target)) == LATE
 
@@ -87,6 +86,25 @@ def test_upstream_gradients_that_differ_each_time() -> None:
     upstreams = iter([2.0, 3.0, 4.0, 5.0])
     used = [ops_of(lambda: step(logits, target, next(upstreams))) for _ in range(4)]
     assert used == [{*EARLY, "backward"}, LATE, LATE, LATE]
+
+
+def test_losses_of_rows() -> None:
+    """Their sum sends the same back to each; weighted, they get one each, which nobody expects."""
+    logits, target = large()
+    weights = torch.linspace(0, 1, len(target))
+
+    def of_sum() -> Tensor:
+        losses = softreg_ext.cross_entropy(logits, target, reduction="none")
+        return torch.autograd.grad(losses.sum(), logits)[0]
+
+    def of_weighted_sum() -> Tensor:
+        losses = softreg_ext.cross_entropy(logits, target, reduction="none")
+        return torch.autograd.grad(losses @ weights, logits)[0]
+
+    assert ops_of(of_sum) == EARLY
+    assert torch.equal(of_sum(), step(logits, target, reduction="sum"))
+    assert [ops_of(of_weighted_sum) for _ in range(3)] == [{*EARLY, "backward"}, LATE, LATE]
+    torch.testing.assert_close(of_weighted_sum(), of_sum() * weights[:, None])
 
 
 def test_zeros_keep_their_sign() -> None:
