@@ -58,6 +58,15 @@ def test_layouts(layout: Any) -> None:
     assert torch.equal(early, late) and early.stride() == late.stride()
 
 
+def test_gradient_in_another_layout_than_the_logits() -> None:
+    """Probabilities of a wider dtype: what the kernels write has its rows side by side."""
+    logits = make_case(30, 33, torch.float32)[0].view(3, 10, 3, 11)
+    target = logits.double().softmax(1)
+    inputs = [x.contiguous(memory_format=torch.channels_last) for x in (logits, target)]
+    early, late = both_ways(*inputs, *PLAIN)
+    assert torch.equal(early, late)
+
+
 def test_weights_whose_sum_depends_on_the_order() -> None:
     """The sum taken ahead is not the one that the losses are divided by."""
     logits, target, weight = make_case(64, 20, torch.float32)
