@@ -66,6 +66,10 @@ struct Labels {
   }
 };
 
+SOFTREG_INLINE bool names_a_class(int64_t label, int64_t classes) {
+  return static_cast<uint64_t>(label) < static_cast<uint64_t>(classes);
+}
+
 template <typename T, typename A>
 struct CrossEntropyRows {
   int64_t rows;
@@ -84,6 +88,9 @@ struct CrossEntropyRows {
   SOFTREG_INLINE bool all_classes_count() const {
     return has_probabilities() || label_smoothing > 0;
   }
+  // Logits as they are, and no class that counts besides the label: kernels compiled for no more
+  // than that take half a GPU's registers, so that twice as many threads wait for memory at a time.
+  bool is_plain() const { return transform.is_identity && !all_classes_count(); }
 };
 
 template <typename T, typename A>

@@ -27,14 +27,19 @@ at::Tensor call(const c10::TypedOperatorHandle<BackwardSchema>& op, const CrossE
                  args.optional_softcap());
 }
 
+// `more`: what follows the arguments that every forward op has.
+template <typename Schema, typename... More>
+auto call(const c10::TypedOperatorHandle<Schema>& op, const CrossEntropyArgs& args, More... more) {
+  return op.call(args.logits, args.target, args.weight, static_cast<int64_t>(args.reduction),
+                 args.ignore_index, args.label_smoothing, args.z_loss, args.logit_scale,
+                 args.optional_softcap(), args.return_lse, more...);
+}
+
 }  // namespace
 
 ForwardOutputs cross_entropy_forward(const CrossEntropyArgs& args) {
   static const auto op = find_op<ForwardSchema>("softreg_ext::cross_entropy_forward");
-  auto [loss, lse, state, total_weight] =
-      op.call(args.logits, args.target, args.weight, static_cast<int64_t>(args.reduction),
-              args.ignore_index, args.label_smoothing, args.z_loss, args.logit_scale,
-              args.optional_softcap(), args.return_lse);
+  auto [loss, lse, state, total_weight] = call(op, args);
   return {std::move(loss), std::move(lse), std::move(state), std::move(total_weight)};
 }
 
@@ -42,10 +47,7 @@ ForwardWithGradientOutputs cross_entropy_forward_with_gradient(const CrossEntrop
                                                                double grad_loss) {
   static const auto op =
       find_op<ForwardWithGradientSchema>("softreg_ext::cross_entropy_forward_with_gradient");
-  auto [loss, lse, state, total_weight, grad_logits] =
-      op.call(args.logits, args.target, args.weight, static_cast<int64_t>(args.reduction),
-              args.ignore_index, args.label_smoothing, args.z_loss, args.logit_scale,
-              args.optional_softcap(), args.return_lse, grad_loss);
+  auto [loss, lse, state, total_weight, grad_logits] = call(op, args, grad_loss);
   return {{std::move(loss), std::move(lse), std::move(state), std::move(total_weight)},
           std::move(grad_logits)};
 }
@@ -62,24 +64,20 @@ at::Tensor cross_entropy_grad_target(const CrossEntropyArgs& args,
 }
 
 TORCH_LIBRARY(softreg_ext, m) {
-  m.def(
-      "cross_entropy_forward_with_gradient(Tensor input, Tensor target, Tensor? weight, "
-      "int reduction, int ignore_index, float label_smoothing, float z_loss, float logit_scale, "
-      "float? softcap, bool return_lse, float grad_loss) -> (Tensor loss, Tensor lse, "
-      "Tensor state, Tensor total_weight, Tensor grad_input)",
-      {at::Tag::pt2_compliant_tag});
-  m.def(
-      "cross_entropy_forward(Tensor input, Tensor target, Tensor? weight, int reduction, "
-      "int ignore_index, float label_smoothing, float z_loss, float logit_scale, float? softcap, "
-      "bool return_lse) -> (Tensor loss, Tensor lse, Tensor state, Tensor total_weight)",
-      {at::Tag::pt2_compliant_tag});
-  for (const std::string name : {"cross_entropy_backward", "cross_entropy_grad_target"}) {
-    const std::string schema =
-        name +
-        "(Tensor grad_loss, Tensor? grad_lse, Tensor input, Tensor target, Tensor state, "
-        "Tensor total_weight, Tensor? weight, int reduction, int ignore_index, "
-        "float label_smoothing, float z_loss, float logit_scale, float? softcap) -> Tensor";
+  const std::string options =
+      "Tensor? weight, int reduction, int ignore_index, float label_smoothing, float z_loss, "
+      "float logit_scale, float? softcap";
+  const std::string arguments = "Tensor input, Tensor target, " + options + ", bool return_lse";
+  const std::string results = "Tensor loss, Tensor lse, Tensor state, Tensor total_weight";
+  const auto define = [&m](const std::string& schema) {
     m.def(schema.c_str(), {at::Tag::pt2_compliant_tag});
+  };
+  define("cross_entropy_forward(" + arguments + ") -> (" + results + ")");
+  define("cross_entropy_forward_with_gradient(" + arguments + ", float grad_loss) -> (" + results +
+         ", Tensor grad_input)");
+  for (const std::string name : {"cross_entropy_backward", "cross_entropy_grad_target"}) {
+    define(name + "(Tensor grad_loss, Tensor? grad_lse, Tensor input, Tensor target, " +
+           "Tensor state, Tensor total_weight, " + options + ") -> Tensor");
   }
 }
 

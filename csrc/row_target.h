@@ -9,10 +9,6 @@
 namespace softreg {
 namespace {
 
-SOFTREG_INLINE bool names_a_class(int64_t label, int64_t classes) {
-  return static_cast<uint64_t>(label) < static_cast<uint64_t>(classes);
-}
-
 // One row's label. `counts` is false for an ignored row and for a bad one, which is recorded. With
 // probabilities every row counts and there is no label.
 struct RowTarget {

@@ -4,6 +4,7 @@ import os
 from typing import Any
 
 import oracle
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -42,6 +43,16 @@ def several(grad_output: Tensor | None) -> list[Tensor | None]:
     if grad_output is None:
         return [None]
     return [grad_output, *(grad_output * factor for factor in (0.618034, 1.414214, 2.645751))]
+
+
+def check_changes_are_noticed(logits: Tensor, target: Tensor) -> None:
+    """The backward pass reads the logits again, or vouches for a gradient that read them."""
+    doubled = logits.detach().requires_grad_() * 2
+    loss = softreg_ext.cross_entropy(doubled, target)
+    with torch.no_grad():
+        doubled.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 def check_against_torch(

@@ -40,7 +40,7 @@ MUTATIONS = [
     Mutation("core/logit_transform.h", "transform.scale / transform.cap", "1 / transform.cap"),
     Mutation("core/compensated_sum.h", "carry += other.carry;", ""),
     Mutation(
-        "row_target.h", "< static_cast<uint64_t>(classes)", "<= static_cast<uint64_t>(classes)"
+        "kernel_args.h", "< static_cast<uint64_t>(classes)", "<= static_cast<uint64_t>(classes)"
     ),
     Mutation("row_target.h", "return target.counts || args.grad_lse;", "return target.counts;"),
     Mutation("row_target.h", "target.counts || args.lse;", "target.counts;"),

@@ -88,9 +88,9 @@ class CrossEntropyFunction : public torch::autograd::Function<CrossEntropyFuncti
   // `outputs`, since compiled autograd refuses outputs marked as not differentiable.
   static variable_list forward(AutogradContext* ctx, const at::Tensor& logits,
                                const at::Tensor& target, const CrossEntropyArgs* args,
-                               bool needs_grad_logits, ForwardOutputs* outputs) {
+                               ForwardOutputs* outputs) {
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
-    const auto upstream = needs_grad_logits ? expected_upstream(*args) : std::nullopt;
+    const auto upstream = logits.requires_grad() ? expected_upstream(*args) : std::nullopt;
     if (upstream) {
       ForwardWithGradientOutputs with = cross_entropy_forward_with_gradient(*args, *upstream);
       save_early_gradient(ctx, std::move(with.grad_logits), *upstream);
@@ -128,7 +128,7 @@ class CrossEntropyFunction : public torch::autograd::Function<CrossEntropyFuncti
     if (ctx->needs_input_grad(1)) {
       grad_target = cross_entropy_grad_target(args, grad);
     }
-    return {grad_logits, grad_target, {}, {}, {}};
+    return {grad_logits, grad_target, {}, {}};
   }
 };
 
@@ -146,8 +146,8 @@ ForwardOutputs cross_entropy_forward_autograd(const CrossEntropyArgs& args) {
     return cross_entropy_forward(args);
   }
   ForwardOutputs outputs;
-  const variable_list differentiable = CrossEntropyFunction::apply(
-      args.logits, args.target, &args, needs_grad(args.logits), &outputs);
+  const variable_list differentiable =
+      CrossEntropyFunction::apply(args.logits, args.target, &args, &outputs);
   return {differentiable[0], args.return_lse ? differentiable[1] : outputs.lse, outputs.state,
           outputs.total_weight};
 }

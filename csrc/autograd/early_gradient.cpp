@@ -68,10 +68,10 @@ bool is_plain(const at::Tensor& x) {
 }
 
 bool gains(const CrossEntropyArgs& args) {
-  return !args.return_lse && is_plain(args.logits) && is_plain(args.target) &&
+  return is_plain(args.logits) && static_cast<int64_t>(args.logits.nbytes()) >= kFewestBytes &&
+         !args.return_lse && is_plain(args.target) &&
          (!args.has_weight() || is_plain(*args.weight)) &&
-         !c10::impl::TorchDispatchModeTLS::any_modes_set() &&
-         static_cast<int64_t>(args.logits.nbytes()) >= kFewestBytes;
+         !c10::impl::TorchDispatchModeTLS::any_modes_set();
 }
 
 }  // namespace

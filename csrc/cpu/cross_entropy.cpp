@@ -125,7 +125,7 @@ double total_weight_of(const CrossEntropyRows<T, A>& args, int64_t begin, int64_
   CompensatedSum total;
   for (int64_t row = begin; row < end; ++row) {
     const int64_t label = labels[row];
-    if (label >= 0 && label < args.classes && label != labels.ignore_index) {
+    if (label != labels.ignore_index && names_a_class(label, args.classes)) {
       total.add(args.weight ? args.weight[label] : 1);
     }
   }

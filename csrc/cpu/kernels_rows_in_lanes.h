@@ -163,12 +163,6 @@ SOFTREG_INLINE RowGradient<Vec<A>> row_gradients(const BackwardArgs<T, A>& args,
   return of_rows;
 }
 
-// Labels, no smoothing and the logits as they are.
-template <typename T, typename A>
-SOFTREG_INLINE bool is_plain(const CrossEntropyRows<T, A>& args) {
-  return !args.all_classes_count() && args.transform.is_identity;
-}
-
 // Stores the gradients of the classes [first, first + n). exp_of(c): exp(x - max) of first + c.
 template <bool kPlain, typename T, typename A, typename ExpOf>
 SOFTREG_INLINE void store_gradients(Tiles<A>& tiles, const BackwardArgs<T, A>& args, int64_t row,
@@ -222,8 +216,8 @@ SOFTREG_INLINE int64_t backward_rows_in_lanes(const BackwardArgs<T, A>& args, in
 
 template <typename T, typename A>
 int64_t backward_rows_in_lanes(const BackwardArgs<T, A>& args, int64_t begin, int64_t end) {
-  return is_plain(args) ? backward_rows_in_lanes<true>(args, begin, end)
-                        : backward_rows_in_lanes<false>(args, begin, end);
+  return args.is_plain() ? backward_rows_in_lanes<true>(args, begin, end)
+                         : backward_rows_in_lanes<false>(args, begin, end);
 }
 
 // Both passes in one, for one tile of classes: nothing is read twice, no exponential taken twice.
@@ -244,8 +238,8 @@ template <typename T, typename A>
 ForwardTotals forward_with_gradient_in_lanes(const ForwardArgs<T, A>& forward,
                                              const BackwardArgs<T, A>& backward, int64_t begin,
                                              int64_t end) {
-  return is_plain(forward) ? forward_with_gradient_in_lanes<true>(forward, backward, begin, end)
-                           : forward_with_gradient_in_lanes<false>(forward, backward, begin, end);
+  return forward.is_plain() ? forward_with_gradient_in_lanes<true>(forward, backward, begin, end)
+                            : forward_with_gradient_in_lanes<false>(forward, backward, begin, end);
 }
 
 template <typename T, typename A>

@@ -121,11 +121,6 @@ SOFTREG_INLINE Vec<double> add_exp(Vec<double> sum, Vec<double> x, Vec<double>& 
   exp = vexp(x);
   return sum + exp;
 }
-template <typename A>
-SOFTREG_INLINE Vec<A> add_exp(Vec<A> sum, Vec<A> x) {
-  Vec<A> exp;
-  return add_exp(sum, x, exp);
-}
 
 SOFTREG_INLINE Vec<float> load_vec(const float* x) { return Vec<float>::loadu(x); }
 SOFTREG_INLINE Vec<double> load_vec(const double* x) { return Vec<double>::loadu(x); }

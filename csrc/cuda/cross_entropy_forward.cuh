@@ -243,8 +243,8 @@ cudaError_t launch_forward(const ForwardArgs<T, Accumulator<T>>& args,
   const LaunchPlan plan = plan_forward(args, multiprocessors);
   const ForwardWorkspace<A> left{static_cast<RowState<A>*>(workspace),
                                  static_cast<Totals*>(workspace)};
-  const auto kernel = is_plain(args) ? cross_entropy_forward_kernel<T, true>
-                                     : cross_entropy_forward_kernel<T, false>;
+  const auto kernel = args.is_plain() ? cross_entropy_forward_kernel<T, true>
+                                      : cross_entropy_forward_kernel<T, false>;
   cudaError_t error = launch(kernel, dim3(plan.blocks, plan.columns), plan.threads, stream, args,
                              result, left, plan.team);
   if (error == cudaSuccess && plan.columns > 1) {

@@ -141,8 +141,8 @@ template <template <typename, bool> class Gradients, typename T>
 cudaError_t launch_gradient(const BackwardArgs<T, Accumulator<T>>& args, cudaStream_t stream) {
   const LaunchPlan plan = plan_gradient(
       {args.rows, args.classes, args.grad.classes_adjacent(), Pack<T>::kItems, kGradientSlots<T>});
-  const auto kernel = is_plain(args) ? cross_entropy_gradient_kernel<Gradients, T, true>
-                                     : cross_entropy_gradient_kernel<Gradients, T, false>;
+  const auto kernel = args.is_plain() ? cross_entropy_gradient_kernel<Gradients, T, true>
+                                      : cross_entropy_gradient_kernel<Gradients, T, false>;
   return launch(kernel, dim3(plan.blocks, plan.columns), plan.threads, stream, args, plan.team);
 }
 

@@ -46,13 +46,6 @@ __device__ __forceinline__ Accumulator<T> exp_for_sum(Accumulator<T> x) {
   }
 }
 
-// Logits as they are, and no class that counts besides the label: kernels compiled for no more than
-// that take half the registers, so that twice as many threads wait for memory at a time.
-template <typename T, typename A>
-bool is_plain(const CrossEntropyRows<T, A>& args) {
-  return args.transform.is_identity && !args.all_classes_count();
-}
-
 // By the function, not by <<<>>>, which is no C++.
 template <typename... Parameters, typename... Given>
 cudaError_t launch(void (*kernel)(Parameters...), dim3 blocks, int threads, cudaStream_t stream,
