@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 SUITES = ["test_beyond_the_original.py", "test_functional.py", "test_probabilities.py"]
 SUITES += ["test_k_dimensional.py", "test_autograd.py", "test_properties.py"]
 SUITES += ["test_large_gradients.py", "cpu/test_large_results.py"]
-SUITES += ["cpu/test_early_gradient.py", "cpu/test_forward_with_gradient.py"]
+SUITES += ["cpu/test_early_gradient.py", "cpu/test_forward_with_gradient.py", "cpu/test_sums.py"]
 
 
 class Mutation(NamedTuple):

@@ -188,6 +188,14 @@ def test_lse_of_ignored_rows(classes: int) -> None:
     torch.testing.assert_close(lse, many.logsumexp(1))
 
 
+@pytest.mark.parametrize("classes", [10, 100, 1000, 2049])
+def test_lse_of_nothing(classes: int) -> None:
+    """As torch.logsumexp: -inf where every logit is."""
+    logits = torch.full((3, classes), -math.inf)
+    lse = softreg_ext.cross_entropy(logits, torch.zeros(3).long(), return_lse=True)[1]
+    assert torch.equal(lse, logits.logsumexp(1))
+
+
 def test_lse_shapes() -> None:
     lse = softreg_ext.cross_entropy(torch.zeros(5), torch.tensor(1), return_lse=True)[1]
     torch.testing.assert_close(lse, torch.tensor(math.log(5)))
