@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -82,11 +83,16 @@ class Gpu:
         return graph.replay
 
 
-def backward_steps(peer: Peer, inputs: Inputs) -> Steps:
+def backward_steps(name: str, peer: Peer, inputs: Inputs) -> Steps:
     leaf = inputs.logits.detach().requires_grad_()
+    # With hooks on what is saved, ours leaves the gradient to the backward pass, whatever the size.
+    hooks: Any = nullcontext()
+    if name == OURS:
+        hooks = torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
 
     def record() -> Tensor:
-        loss = peer.loss(leaf, inputs.target, **inputs.options)
+        with hooks:
+            loss = peer.loss(leaf, inputs.target, **inputs.options)
         return loss if loss.dim() == 0 else loss.sum()
 
     return Steps(lambda loss: torch.autograd.grad(loss, leaf), record)
@@ -131,7 +137,7 @@ class Measurement:
         for name, peer in self.peers.items():
             inputs = inputs_of(peer, self.inputs)
             if mode == "backward" and not peer.overwrites:
-                found[name] = backward_steps(peer, inputs)
+                found[name] = backward_steps(name, peer, inputs)
             elif mode != "backward":
                 found[name] = steps_of(call_of(peer.loss, inputs, mode))
         return found

@@ -89,44 +89,50 @@ using ForwardImplementation = ForwardOutputs(const CrossEntropyArgs&);
 using ForwardWithGradientImplementation = ForwardWithGradientOutputs(const CrossEntropyArgs&,
                                                                      double grad_loss);
 using BackwardImplementation = at::Tensor(const CrossEntropyArgs&, const CrossEntropyGradArgs&);
+// Makes of grad_logits, the gradient for an upstream gradient whose elements are all `guess`, what
+// the backward pass is to return. All elements of grad_loss are one in memory; `came`, a double on
+// the host where the device can write to it, is set to it, at some time.
+using CorrectionImplementation = void(const CrossEntropyArgs&, const CrossEntropyGradArgs&,
+                                      const at::Tensor& grad_logits, double guess,
+                                      const at::Tensor& came);
 
-// What is registered for cross_entropy_forward, for cross_entropy_forward_with_gradient, and for
-// cross_entropy_backward and _grad_target.
-template <ForwardImplementation implementation>
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward_entry(
-    const at::Tensor& logits, const at::Tensor& target, const std::optional<at::Tensor>& weight,
-    int64_t reduction, int64_t ignore_index, double label_smoothing, double z_loss,
-    double logit_scale, std::optional<double> softcap, bool return_lse) {
-  const CrossEntropyOptions options =
-      packed_options(reduction, ignore_index, label_smoothing, z_loss, logit_scale, softcap);
-  const ForwardOutputs out = implementation({options, logits, target, weight, return_lse});
-  return {out.loss, out.lse, out.state, out.total_weight};
+inline auto results(const ForwardOutputs& out) {
+  return std::make_tuple(out.loss, out.lse, out.state, out.total_weight);
 }
 
-template <ForwardWithGradientImplementation implementation>
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward_with_gradient_entry(
-    const at::Tensor& logits, const at::Tensor& target, const std::optional<at::Tensor>& weight,
-    int64_t reduction, int64_t ignore_index, double label_smoothing, double z_loss,
-    double logit_scale, std::optional<double> softcap, bool return_lse, double grad_loss) {
-  const CrossEntropyOptions options =
-      packed_options(reduction, ignore_index, label_smoothing, z_loss, logit_scale, softcap);
-  const ForwardWithGradientOutputs out =
-      implementation({options, logits, target, weight, return_lse}, grad_loss);
-  return {out.loss, out.lse, out.state, out.total_weight, out.grad_logits};
+inline auto results(const ForwardWithGradientOutputs& out) {
+  return std::make_tuple(out.loss, out.lse, out.state, out.total_weight, out.grad_logits);
 }
 
-template <BackwardImplementation implementation>
-at::Tensor backward_entry(const at::Tensor& grad_loss, const std::optional<at::Tensor>& grad_lse,
-                          const at::Tensor& logits, const at::Tensor& target,
-                          const at::Tensor& state, const at::Tensor& total_weight,
-                          const std::optional<at::Tensor>& weight, int64_t reduction,
-                          int64_t ignore_index, double label_smoothing, double z_loss,
-                          double logit_scale, std::optional<double> softcap) {
+// What is registered for the forward ops, whose lists of arguments end with `more`, and for the
+// backward ones.
+template <auto* implementation, typename... More>
+auto forward_entry(const at::Tensor& logits, const at::Tensor& target,
+                   const std::optional<at::Tensor>& weight, int64_t reduction, int64_t ignore_index,
+                   double label_smoothing, double z_loss, double logit_scale,
+                   std::optional<double> softcap, bool return_lse, More... more) {
+  const CrossEntropyOptions options =
+      packed_options(reduction, ignore_index, label_smoothing, z_loss, logit_scale, softcap);
+  return results(implementation({options, logits, target, weight, return_lse}, more...));
+}
+
+template <auto* implementation, typename... More>
+auto backward_entry(const at::Tensor& grad_loss, const std::optional<at::Tensor>& grad_lse,
+                    const at::Tensor& logits, const at::Tensor& target, const at::Tensor& state,
+                    const at::Tensor& total_weight, const std::optional<at::Tensor>& weight,
+                    int64_t reduction, int64_t ignore_index, double label_smoothing, double z_loss,
+                    double logit_scale, std::optional<double> softcap, More... more) {
   const CrossEntropyOptions options =
       packed_options(reduction, ignore_index, label_smoothing, z_loss, logit_scale, softcap);
   return implementation({options, logits, target, weight},
-                        {grad_loss, grad_lse, state, total_weight});
+                        {grad_loss, grad_lse, state, total_weight}, more...);
 }
+
+template <ForwardWithGradientImplementation implementation>
+constexpr auto* forward_with_gradient_entry = &forward_entry<implementation, double>;
+template <CorrectionImplementation implementation>
+constexpr auto* correction_entry =
+    &backward_entry<implementation, const at::Tensor&, double, const at::Tensor&>;
 
 c10::SymDimVector loss_shape(const CrossEntropyArgs& args);
 c10::SymDimVector row_shape(const CrossEntropyArgs& args);  // a value for each row

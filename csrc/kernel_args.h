@@ -107,9 +107,9 @@ struct BackwardArgs : CrossEntropyRows<T, A> {
   const A* row_max;          // (rows)
   const A* sum;              // (rows)
   const A* coefficient_sum;  // (rows), with probabilities only
-  const T* grad_loss;        // (rows), or null where the host knows it: grad_reduced
+  const T* grad_loss;        // (rows), or null where it is grad_reduced for all of them
   int64_t grad_loss_stride;
-  const double* total_weight;  // what grad_loss is divided by, or null
+  const double* total_weight;  // what either is divided by, or null
   A grad_reduced;
   const A* grad_lse;  // (rows), or null where none flows from there
   RowMatrix<T> grad;  // of the logits, or of a target of probabilities

@@ -5,41 +5,46 @@
 #include <torch/library.h>
 
 #include <string>
+#include <type_traits>
 
 namespace softreg {
 namespace {
 
 using ForwardSchema = decltype(forward_entry<cross_entropy_forward>);
-using ForwardWithGradientSchema =
-    decltype(forward_with_gradient_entry<cross_entropy_forward_with_gradient>);
+using ForwardWithGradientSchema = std::remove_pointer_t<
+    decltype(forward_with_gradient_entry<cross_entropy_forward_with_gradient>)>;
 using BackwardSchema = decltype(backward_entry<cross_entropy_backward>);
+using CorrectionSchema =
+    std::remove_pointer_t<decltype(correction_entry<cross_entropy_correction>)>;
 
 template <typename Schema>
 c10::TypedOperatorHandle<Schema> find_op(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Schema>();
 }
 
-at::Tensor call(const c10::TypedOperatorHandle<BackwardSchema>& op, const CrossEntropyArgs& args,
-                const CrossEntropyGradArgs& grad) {
-  return op.call(grad.grad_loss, grad.grad_lse, args.logits, args.target, grad.state,
-                 grad.total_weight, args.weight, static_cast<int64_t>(args.reduction),
-                 args.ignore_index, args.label_smoothing, args.z_loss, args.logit_scale,
-                 args.optional_softcap());
-}
-
-// `more`: what follows the arguments that every forward op has.
+// `more`: what follows the arguments that every such op has.
 template <typename Schema, typename... More>
-auto call(const c10::TypedOperatorHandle<Schema>& op, const CrossEntropyArgs& args, More... more) {
+auto call_forward(const c10::TypedOperatorHandle<Schema>& op, const CrossEntropyArgs& args,
+                  const More&... more) {
   return op.call(args.logits, args.target, args.weight, static_cast<int64_t>(args.reduction),
                  args.ignore_index, args.label_smoothing, args.z_loss, args.logit_scale,
                  args.optional_softcap(), args.return_lse, more...);
+}
+
+template <typename Schema, typename... More>
+auto call_backward(const c10::TypedOperatorHandle<Schema>& op, const CrossEntropyArgs& args,
+                   const CrossEntropyGradArgs& grad, const More&... more) {
+  return op.call(grad.grad_loss, grad.grad_lse, args.logits, args.target, grad.state,
+                 grad.total_weight, args.weight, static_cast<int64_t>(args.reduction),
+                 args.ignore_index, args.label_smoothing, args.z_loss, args.logit_scale,
+                 args.optional_softcap(), more...);
 }
 
 }  // namespace
 
 ForwardOutputs cross_entropy_forward(const CrossEntropyArgs& args) {
   static const auto op = find_op<ForwardSchema>("softreg_ext::cross_entropy_forward");
-  auto [loss, lse, state, total_weight] = call(op, args);
+  auto [loss, lse, state, total_weight] = call_forward(op, args);
   return {std::move(loss), std::move(lse), std::move(state), std::move(total_weight)};
 }
 
@@ -47,20 +52,26 @@ ForwardWithGradientOutputs cross_entropy_forward_with_gradient(const CrossEntrop
                                                                double grad_loss) {
   static const auto op =
       find_op<ForwardWithGradientSchema>("softreg_ext::cross_entropy_forward_with_gradient");
-  auto [loss, lse, state, total_weight, grad_logits] = call(op, args, grad_loss);
+  auto [loss, lse, state, total_weight, grad_logits] = call_forward(op, args, grad_loss);
   return {{std::move(loss), std::move(lse), std::move(state), std::move(total_weight)},
           std::move(grad_logits)};
 }
 
 at::Tensor cross_entropy_backward(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad) {
   static const auto op = find_op<BackwardSchema>("softreg_ext::cross_entropy_backward");
-  return call(op, args, grad);
+  return call_backward(op, args, grad);
 }
 
 at::Tensor cross_entropy_grad_target(const CrossEntropyArgs& args,
                                      const CrossEntropyGradArgs& grad) {
   static const auto op = find_op<BackwardSchema>("softreg_ext::cross_entropy_grad_target");
-  return call(op, args, grad);
+  return call_backward(op, args, grad);
+}
+
+void cross_entropy_correction(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad,
+                              const at::Tensor& grad_logits, double guess, const at::Tensor& came) {
+  static const auto op = find_op<CorrectionSchema>("softreg_ext::cross_entropy_correction");
+  call_backward(op, args, grad, grad_logits, guess, came);
 }
 
 TORCH_LIBRARY(softreg_ext, m) {
@@ -75,10 +86,14 @@ TORCH_LIBRARY(softreg_ext, m) {
   define("cross_entropy_forward(" + arguments + ") -> (" + results + ")");
   define("cross_entropy_forward_with_gradient(" + arguments + ", float grad_loss) -> (" + results +
          ", Tensor grad_input)");
-  for (const std::string name : {"cross_entropy_backward", "cross_entropy_grad_target"}) {
-    define(name + "(Tensor grad_loss, Tensor? grad_lse, Tensor input, Tensor target, " +
-           "Tensor state, Tensor total_weight, " + options + ") -> Tensor");
-  }
+  const std::string backward_arguments =
+      "Tensor grad_loss, Tensor? grad_lse, Tensor input, Tensor target, Tensor state, "
+      "Tensor total_weight, " +
+      options;
+  define("cross_entropy_backward(" + backward_arguments + ") -> Tensor");
+  define("cross_entropy_grad_target(" + backward_arguments + ") -> Tensor");
+  define("cross_entropy_correction(" + backward_arguments +
+         ", Tensor(a!) grad_input, float guess, Tensor(b!) came) -> ()");
 }
 
 }  // namespace softreg

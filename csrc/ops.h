@@ -10,5 +10,6 @@ ForwardWithGradientImplementation cross_entropy_forward_with_gradient;
 BackwardImplementation cross_entropy_backward;
 // The gradient with respect to a target of class probabilities.
 BackwardImplementation cross_entropy_grad_target;
+CorrectionImplementation cross_entropy_correction;
 
 }  // namespace softreg

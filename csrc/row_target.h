@@ -35,6 +35,12 @@ SOFTREG_INLINE A class_weight(const CrossEntropyRows<T, A>& args, int64_t c) {
   return args.weight ? args.weight[c] : A(1);
 }
 
+// What a row that counts adds to total_weight.
+template <typename T, typename A>
+SOFTREG_INLINE A row_weight(const CrossEntropyRows<T, A>& args, RowTarget target) {
+  return args.has_probabilities() ? A(1) : class_weight(args, target.label);
+}
+
 // 1 - s and s / C.
 template <typename T, typename A>
 SOFTREG_INLINE A on_target(const CrossEntropyRows<T, A>& args) {
@@ -56,10 +62,8 @@ SOFTREG_INLINE RowCoefficients<F> row_coefficients(const CrossEntropyRows<T, A>&
 
 template <typename T, typename A>
 SOFTREG_INLINE A upstream_gradient(const BackwardArgs<T, A>& args, int64_t row) {
-  if (!args.grad_loss) {
-    return args.grad_reduced;
-  }
-  const A upstream = static_cast<A>(args.grad_loss[row * args.grad_loss_stride]);
+  const A upstream = args.grad_loss ? static_cast<A>(args.grad_loss[row * args.grad_loss_stride])
+                                    : args.grad_reduced;
   // Divided in double: one rounding, not three.
   return args.total_weight ? static_cast<A>(upstream / *args.total_weight) : upstream;
 }
@@ -84,19 +88,30 @@ SOFTREG_INLINE RowGradient<F> row_gradient(const BackwardArgs<T, A>& args, F lab
   return gradient;
 }
 
+// What the forward pass leaves of a row.
+template <typename A>
+struct SavedRow {
+  A max = 0;
+  A sum = 0;
+  A coefficients = 0;  // with probabilities only
+};
+
+template <typename T, typename A>
+SOFTREG_INLINE SavedRow<A> saved_row(const BackwardArgs<T, A>& args, int64_t row) {
+  return {args.row_max[row], args.sum[row],
+          args.has_probabilities() ? args.coefficient_sum[row] : A(0)};
+}
+
 // Of one row, with what flows into it through the loss (where it counts) and through lse (always).
 template <typename T, typename A>
 SOFTREG_INLINE RowGradient<A> row_gradient(const BackwardArgs<T, A>& args, int64_t row,
-                                           RowTarget target) {
+                                           RowTarget target, SavedRow<A> saved) {
   RowGradient<A> gradient;
-  const A sum = args.sum[row];
   if (target.counts) {
-    const bool probabilities = args.has_probabilities();
-    gradient = row_gradient(
-        args, probabilities ? A(1) : class_weight(args, target.label), args.row_max[row], sum,
-        probabilities ? args.coefficient_sum[row] : A(0), upstream_gradient(args, row));
+    gradient = row_gradient(args, row_weight(args, target), saved.max, saved.sum,
+                            saved.coefficients, upstream_gradient(args, row));
   }
-  return args.grad_lse ? with_lse_gradient(gradient, args.grad_lse[row], sum) : gradient;
+  return args.grad_lse ? with_lse_gradient(gradient, args.grad_lse[row], saved.sum) : gradient;
 }
 
 // Whether a row's logits are read, forward; backward, whether a gradient flows into them. Not where
@@ -136,7 +151,7 @@ SOFTREG_INLINE void add_row(const ForwardArgs<T, A>& args, int64_t row, RowTarge
   }
   A loss = 0;
   if (target.counts) {
-    const A weight = args.has_probabilities() ? A(1) : class_weight(args, target.label);
+    const A weight = row_weight(args, target);
     loss = loss_of_row(args, weight, label_logit, max, log_sum, weighted_nll);
     totals.weight.add(weight);
   }

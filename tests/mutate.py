@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 SUITES = ["test_beyond_the_original.py", "test_functional.py", "test_probabilities.py"]
 SUITES += ["test_k_dimensional.py", "test_autograd.py", "test_properties.py"]
 SUITES += ["test_large_gradients.py", "cpu/test_large_results.py"]
-SUITES += ["cpu/test_early_gradient.py", "cpu/test_forward_with_gradient.py", "cpu/test_sums.py"]
+SUITES += ["test_early_gradient.py", "test_forward_with_gradient.py", "test_sums.py"]
 
 
 class Mutation(NamedTuple):
@@ -60,7 +60,9 @@ MUTATIONS = [
     Mutation("cpu/cross_entropy.cpp", "is_mean && divisor != expected", "false"),
     Mutation("autograd/cross_entropy.cpp", "ctx->saved_data.erase(saved);", ""),
     Mutation("autograd/cross_entropy.cpp", "at::GradMode::is_enabled() ||", ""),
-    Mutation("autograd/early_gradient.cpp", " && upstream != 0;", ";"),
+    Mutation("autograd/early_gradient.cpp", "if (came != 0) {", "if (true) {"),
+    Mutation("autograd/early_gradient.cpp", "      upstream_ = came;\n", ""),
+    Mutation("cpu/cross_entropy.cpp", "if (upstream != guess)", "if (upstream == guess)"),
     Mutation("autograd/early_gradient.cpp", "gradient.expired() ||", ""),
     Mutation("autograd/early_gradient.cpp", "gradient.expired() || ", "true || "),
     Mutation("autograd/early_gradient.cpp", "gradient._unsafe_get_target() ==", "nullptr =="),

@@ -17,6 +17,7 @@ from cells import GPU_SIZES, SIZES, VARIANTS, Cell, gpu_grid, make_inputs
 from gpu_measure import GRAPHED_MODES, MODES, Steps
 from gpu_peers import Peer
 from torch._dynamo.utils import counters
+from torch.profiler import ProfilerActivity, profile
 
 import softreg_ext
 
@@ -117,6 +118,16 @@ def test_ours_must_not_fail(peers: dict[str, Peer]) -> None:
     peers["softreg_ext"] = Peer(wrong)
     with pytest.raises(AssertionError, match="softreg_ext is wrong"):
         measured(SMALL)
+
+
+def test_backward_alone_is_all_of_it() -> None:
+    """Nothing of it is done in the forward pass, which is not timed."""
+    inputs = make_inputs(Cell((64, 1024), "float32", 1, "plain"))
+    steps = gpu_measure.backward_steps("softreg_ext", Peer(softreg_ext.cross_entropy), inputs)
+    recorded = steps.prepare()
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        steps.run(recorded)
+    assert "softreg_ext::cross_entropy_backward" in {x.key for x in profiled.key_averages()}
 
 
 def test_time_is_up(peers: dict[str, Peer], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,30 +53,28 @@ CrossEntropyOptions saved_options(AutogradContext* ctx) {
           ctx->saved_data["softcap"].toDouble()};
 }
 
-void save_early_gradient(AutogradContext* ctx, at::Tensor grad_logits, double upstream) {
-  note_waiting(grad_logits);
+void save_early_gradient(AutogradContext* ctx, const CrossEntropyArgs& args, at::Tensor grad_logits,
+                         double upstream) {
+  note_waiting(args, grad_logits);
   ctx->saved_data["early_gradient"] = std::move(grad_logits);
   ctx->saved_data["early_gradient_upstream"] = upstream;
 }
 
-// Undefined where there is none, or none for this upstream gradient. Given away once: whoever gets
-// it may add to it in place. Without a taker it is freed: the loss may outlive its graph.
+// Undefined where there is none, or no use for it. Given away once: whoever gets it may add to it
+// in place. Without a taker it is freed: the loss may outlive its graph.
 at::Tensor take_early_gradient(AutogradContext* ctx, const CrossEntropyArgs& args,
-                               const at::Tensor& grad_loss) {
+                               const CrossEntropyGradArgs& grad) {
   at::Tensor grad_logits;
   const auto saved = ctx->saved_data.find("early_gradient");
   if (saved != ctx->saved_data.end()) {
     grad_logits = std::move(saved->second).toTensor();
     ctx->saved_data.erase(saved);
   }
-  if (!ctx->needs_input_grad(0) || at::GradMode::is_enabled() || needs_composite(grad_loss)) {
+  if (!ctx->needs_input_grad(0) || at::GradMode::is_enabled() || needs_composite(grad.grad_loss) ||
+      !note_backward(args, grad, grad_logits)) {
     return {};
   }
-  const auto upstream = upstream_that_came(args, grad_loss, grad_logits);
-  if (!upstream || !grad_logits.defined() ||
-      *upstream != ctx->saved_data["early_gradient_upstream"].toDouble()) {
-    return {};
-  }
+  correct(args, grad, grad_logits, ctx->saved_data["early_gradient_upstream"].toDouble());
   return grad_logits;
 }
 
@@ -93,7 +91,7 @@ class CrossEntropyFunction : public torch::autograd::Function<CrossEntropyFuncti
     const auto upstream = logits.requires_grad() ? expected_upstream(*args) : std::nullopt;
     if (upstream) {
       ForwardWithGradientOutputs with = cross_entropy_forward_with_gradient(*args, *upstream);
-      save_early_gradient(ctx, std::move(with.grad_logits), *upstream);
+      save_early_gradient(ctx, *args, std::move(with.grad_logits), *upstream);
       *outputs = std::move(with);
     } else {
       *outputs = cross_entropy_forward(*args);
@@ -121,7 +119,7 @@ class CrossEntropyFunction : public torch::autograd::Function<CrossEntropyFuncti
     const auto grad_lse =
         grad_outputs.size() > 1 ? std::make_optional(grad_outputs[1]) : std::nullopt;
     const CrossEntropyGradArgs grad{grad_outputs[0], grad_lse, state, total_weight};
-    at::Tensor grad_logits = take_early_gradient(ctx, args, grad.grad_loss), grad_target;
+    at::Tensor grad_logits = take_early_gradient(ctx, args, grad), grad_target;
     if (ctx->needs_input_grad(0) && !grad_logits.defined()) {
       grad_logits = cross_entropy_backward(args, grad);
     }

@@ -184,6 +184,7 @@ void gradient_typed(const CrossEntropyArgs& args, const CrossEntropyGradArgs& gr
     kernel_args.grad_reduced =
         static_cast<Accumulator<T>>(static_cast<double>(*kernel_args.grad_loss) / divisor);
     kernel_args.grad_loss = nullptr;
+    kernel_args.total_weight = nullptr;
   }
 
   const int64_t bad_row = run_gradient<T>(kernel, kernel_args);
@@ -231,14 +232,28 @@ at::Tensor cross_entropy_grad_target_cpu(const CrossEntropyArgs& args,
   return grad_target;
 }
 
+void cross_entropy_correction_cpu(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad,
+                                  const at::Tensor& grad_logits, double guess,
+                                  const at::Tensor& came) {
+  check_correction(args, grad, grad_logits, came);
+  SOFTREG_DISPATCH_LOGITS(args.result_type(), "cross_entropy_correction_cpu", [&] {
+    const auto upstream = static_cast<double>(*grad.grad_loss.const_data_ptr<scalar_t>());
+    std::atomic_ref(*came.mutable_data_ptr<double>()).store(upstream);
+    if (upstream != guess) {
+      gradient_typed<scalar_t>(args, grad, active_kernels().of<scalar_t>().backward, grad_logits);
+    }
+  });
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(softreg_ext, CPU, m) {
   m.impl("cross_entropy_forward", &forward_entry<cross_entropy_forward_cpu>);
   m.impl("cross_entropy_forward_with_gradient",
-         &forward_with_gradient_entry<cross_entropy_forward_with_gradient_cpu>);
+         forward_with_gradient_entry<cross_entropy_forward_with_gradient_cpu>);
   m.impl("cross_entropy_backward", &backward_entry<cross_entropy_backward_cpu>);
   m.impl("cross_entropy_grad_target", &backward_entry<cross_entropy_grad_target_cpu>);
+  m.impl("cross_entropy_correction", correction_entry<cross_entropy_correction_cpu>);
 }
 
 }  // namespace softreg

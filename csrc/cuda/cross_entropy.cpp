@@ -23,8 +23,10 @@ at::Tensor weight_sum_cuda(const at::Tensor& weight) {
   return weight.sum(at::kDouble).to(weight.scalar_type());
 }
 
-template <typename T>
-void forward_typed(const CrossEntropyArgs& args, const ForwardOutputs& outputs) {
+// What both forward passes launch with: launch(kernel_args, result, workspace, multiprocessors).
+template <typename T, typename Launch>
+void run_forward(const CrossEntropyArgs& args, const ForwardOutputs& outputs,
+                 const Launch& launch) {
   const KernelInputs<T> inputs(args, weight_sum_cuda);
   const ForwardArgs<T, Accumulator<T>> kernel_args = forward_args(args, inputs, outputs);
   const bool per_row = args.reduction == Reduction::kNone;
@@ -34,17 +36,38 @@ void forward_typed(const CrossEntropyArgs& args, const ForwardOutputs& outputs) 
   const int64_t processors = multiprocessors(args.logits.device().index());
   const at::Tensor workspace = at::empty({forward_workspace(kernel_args, processors)},
                                          args.logits.options().dtype(at::kByte));
-  C10_CUDA_CHECK(launch_forward(kernel_args, result, workspace.mutable_data_ptr(), processors,
-                                c10::cuda::getCurrentCUDAStream()));
+  C10_CUDA_CHECK(launch(kernel_args, result, workspace.mutable_data_ptr(), processors));
 }
 
 template <typename T>
-using GradientLauncher = cudaError_t(const BackwardArgs<T, Accumulator<T>>&, cudaStream_t);
+void forward_typed(const CrossEntropyArgs& args, const ForwardOutputs& outputs) {
+  run_forward<T>(args, outputs, [](const auto&... launch_args) {
+    return launch_forward(launch_args..., c10::cuda::getCurrentCUDAStream());
+  });
+}
 
-// Fills `result`, which is shaped like the logits, by the kernel.
 template <typename T>
-void gradient_typed(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad,
-                    GradientLauncher<T>* launch, const at::Tensor& result) {
+void forward_with_gradient_typed(const CrossEntropyArgs& args, double grad_loss,
+                                 const ForwardWithGradientOutputs& outputs) {
+  using A = Accumulator<T>;
+  const WrittenGradient<T> written(outputs.grad_logits);
+  run_forward<T>(args, outputs,
+                 [&](const ForwardArgs<T, A>& kernel_args, const auto& result, void* workspace,
+                     int64_t processors) {
+                   BackwardArgs<T, A> gradient_args =
+                       backward_args<T>(kernel_args, static_cast<A>(grad_loss), written.matrix());
+                   gradient_args.total_weight = result.is_mean ? result.total_weight : nullptr;
+                   return launch_forward_with_gradient(kernel_args, gradient_args, result,
+                                                       workspace, processors,
+                                                       c10::cuda::getCurrentCUDAStream());
+                 });
+  written.copy_to_result();
+}
+
+// Fills `result`, which is shaped like the logits: launch(kernel_args, stream).
+template <typename T, typename Launch>
+void run_gradient(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad,
+                  const at::Tensor& result, const Launch& launch) {
   if (result.numel() == 0) {
     return;
   }
@@ -62,13 +85,23 @@ ForwardOutputs cross_entropy_forward_cuda(const CrossEntropyArgs& args) {
   return outputs;
 }
 
+ForwardWithGradientOutputs cross_entropy_forward_with_gradient_cuda(const CrossEntropyArgs& args,
+                                                                    double grad_loss) {
+  check(args);
+  const c10::cuda::CUDAGuard guard(args.logits.device());
+  const ForwardWithGradientOutputs outputs{empty_forward_outputs(args), empty_grad_logits(args)};
+  SOFTREG_DISPATCH_LOGITS(args.result_type(), "cross_entropy_forward_with_gradient_cuda",
+                          [&] { forward_with_gradient_typed<scalar_t>(args, grad_loss, outputs); });
+  return outputs;
+}
+
 at::Tensor cross_entropy_backward_cuda(const CrossEntropyArgs& args,
                                        const CrossEntropyGradArgs& grad) {
   check(args, grad);
   const c10::cuda::CUDAGuard guard(args.logits.device());
   const at::Tensor grad_logits = empty_grad_logits(args);
   SOFTREG_DISPATCH_LOGITS(args.result_type(), "cross_entropy_backward_cuda", [&] {
-    gradient_typed<scalar_t>(args, grad, launch_backward<scalar_t>, grad_logits);
+    run_gradient<scalar_t>(args, grad, grad_logits, launch_backward<scalar_t>);
   });
   return grad_logits;
 }
@@ -79,17 +112,40 @@ at::Tensor cross_entropy_grad_target_cuda(const CrossEntropyArgs& args,
   const c10::cuda::CUDAGuard guard(args.logits.device());
   const at::Tensor grad_target = empty_grad_target(args);
   SOFTREG_DISPATCH_LOGITS(args.result_type(), "cross_entropy_grad_target_cuda", [&] {
-    gradient_typed<scalar_t>(args, grad, launch_grad_target<scalar_t>, grad_target);
+    run_gradient<scalar_t>(args, grad, grad_target, launch_grad_target<scalar_t>);
   });
   return grad_target;
+}
+
+void cross_entropy_correction_cuda(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad,
+                                   const at::Tensor& grad_logits, double guess,
+                                   const at::Tensor& came) {
+  check_correction(args, grad, grad_logits, came);
+  const c10::cuda::CUDAGuard guard(args.logits.device());
+  void* came_on_device = nullptr;
+  C10_CUDA_CHECK(cudaHostGetDevicePointer(&came_on_device, came.mutable_data_ptr(), 0));
+  KnownGradient known{guess, static_cast<double*>(came_on_device)};
+  const int64_t processors = multiprocessors(args.logits.device().index());
+  SOFTREG_DISPATCH_LOGITS(args.result_type(), "cross_entropy_correction_cuda", [&] {
+    run_gradient<scalar_t>(
+        args, grad, grad_logits, [&](const auto& kernel_args, cudaStream_t stream) {
+          if (kernel_args.grad.data != grad_logits.const_data_ptr()) {
+            known.upstream = NAN;  // a layout or dtype to copy to, and so to compute in any case
+          }
+          return launch_correction(kernel_args, known, processors, stream);
+        });
+  });
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(softreg_ext, CUDA, m) {
   m.impl("cross_entropy_forward", &forward_entry<cross_entropy_forward_cuda>);
+  m.impl("cross_entropy_forward_with_gradient",
+         forward_with_gradient_entry<cross_entropy_forward_with_gradient_cuda>);
   m.impl("cross_entropy_backward", &backward_entry<cross_entropy_backward_cuda>);
   m.impl("cross_entropy_grad_target", &backward_entry<cross_entropy_grad_target_cuda>);
+  m.impl("cross_entropy_correction", correction_entry<cross_entropy_correction_cuda>);
 }
 
 }  // namespace softreg

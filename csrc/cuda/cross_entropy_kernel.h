@@ -15,7 +15,8 @@ template <typename T>
 struct ForwardResult {
   T* loss;  // (), or null where each row keeps its own
   bool is_mean;
-  double* total_weight;  // ()
+  double* total_weight;           // ()
+  bool has_total_weight = false;  // from an earlier launch
 };
 
 // Device memory that the forward pass needs meanwhile, in bytes.
@@ -27,10 +28,29 @@ cudaError_t launch_forward(const ForwardArgs<T, Accumulator<T>>& args,
                            const ForwardResult<T>& result, void* workspace, int64_t multiprocessors,
                            cudaStream_t stream);
 
+// The gradient of the logits too, for the upstream gradient grad_reduced. The same workspace.
+template <typename T>
+cudaError_t launch_forward_with_gradient(const ForwardArgs<T, Accumulator<T>>& args,
+                                         const BackwardArgs<T, Accumulator<T>>& gradient_args,
+                                         const ForwardResult<T>& result, void* workspace,
+                                         int64_t multiprocessors, cudaStream_t stream);
+
 // The gradient of the logits, and that of a target of probabilities.
 template <typename T>
 cudaError_t launch_backward(const BackwardArgs<T, Accumulator<T>>& args, cudaStream_t stream);
 template <typename T>
 cudaError_t launch_grad_target(const BackwardArgs<T, Accumulator<T>>& args, cudaStream_t stream);
+
+// A gradient that is there already, for an upstream gradient that is one number for all rows.
+struct KnownGradient {
+  double upstream = 0;
+  double* came = nullptr;  // the number that came, for the host to look at; null: there is none
+};
+
+// The gradient of the logits, unless it is the known one.
+template <typename T>
+cudaError_t launch_correction(const BackwardArgs<T, Accumulator<T>>& args,
+                              const KnownGradient& known, int64_t multiprocessors,
+                              cudaStream_t stream);
 
 }  // namespace softreg

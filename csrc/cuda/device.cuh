@@ -46,21 +46,24 @@ __device__ __forceinline__ Accumulator<T> exp_for_sum(Accumulator<T> x) {
   }
 }
 
-// By the function, not by <<<>>>, which is no C++.
-template <typename... Parameters, typename... Given>
-cudaError_t launch(void (*kernel)(Parameters...), dim3 blocks, int threads, cudaStream_t stream,
-                   Given&&... given) {
-  cudaLaunchConfig_t config = {};
-  config.gridDim = blocks;
-  config.blockDim = dim3(threads);
-  config.stream = stream;
-  return cudaLaunchKernelEx(&config, kernel, given...);
-}
+// Launches kernels one after the other, none after one that failed. By the function, not by <<<>>>,
+// which is no C++.
+struct Launches {
+  cudaStream_t stream;
+  cudaError_t error = cudaSuccess;
 
-__device__ __forceinline__ void assert_labels_in_range(int64_t bad_row) {
-  CUDA_KERNEL_ASSERT_MSG(bad_row == kNoBadRow,
-                         "cross_entropy: target is neither in [0, classes) nor ignore_index");
-}
+  template <typename... Parameters, typename... Given>
+  void add(void (*kernel)(Parameters...), dim3 blocks, int threads, Given&&... given) {
+    if (error != cudaSuccess) {
+      return;
+    }
+    cudaLaunchConfig_t config = {};
+    config.gridDim = blocks;
+    config.blockDim = dim3(threads);
+    config.stream = stream;
+    error = cudaLaunchKernelEx(&config, kernel, given...);
+  }
+};
 
 }  // namespace
 }  // namespace softreg

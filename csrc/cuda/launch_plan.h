@@ -72,4 +72,11 @@ inline LaunchPlan plan_gradient(const LaunchShape& shape) {
   return plan;
 }
 
+// For a gradient that is there already, as a rule: few blocks, whose start is all they cost then.
+inline LaunchPlan plan_correction(const LaunchShape& shape, int64_t multiprocessors) {
+  LaunchPlan plan = plan_forward(shape, multiprocessors);
+  plan.blocks = std::min(plan.blocks, 4 * multiprocessors);
+  return plan;
+}
+
 }  // namespace softreg

@@ -22,6 +22,11 @@ struct RowSlots {
   __device__ __forceinline__ int64_t first(int64_t slot) const { return slot * kWidth - head; }
 };
 
+// The blocks that share a row, and which of them this is.
+struct Share {
+  unsigned index, count;
+};
+
 // The items of a slot, in registers. Indices are known at compile time, once loops are unrolled.
 template <typename X, int kWidth>
 struct SlotItems {

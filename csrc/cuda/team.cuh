@@ -1,6 +1,7 @@
 // Threads that share a row, and what they do together. Included by the kernels alone.
 #pragma once
 
+#include "core/compensated_sum.h"
 #include "core/row_state.h"
 #include "cuda/device.cuh"
 
@@ -19,6 +20,10 @@ struct Team {
   __device__ int per_block() const { return blockDim.x / static_cast<unsigned>(size); }
 };
 
+__device__ __forceinline__ CompensatedSum shuffle_xor(CompensatedSum x, int bit) {
+  return {shuffle_xor(x.sum, bit), shuffle_xor(x.carry, bit)};
+}
+
 // Of `width` adjacent lanes, in each of them. Every lane of the warp takes part.
 template <typename X, typename Combine>
 __device__ __forceinline__ X fold_lanes(X x, int width, Combine combine) {
@@ -32,6 +37,10 @@ struct Sum {
   template <typename X>
   __device__ X operator()(X a, X b) const {
     return a + b;
+  }
+  __device__ CompensatedSum operator()(CompensatedSum a, CompensatedSum b) const {
+    a.add(b);
+    return a;
   }
 };
 
@@ -70,27 +79,6 @@ struct TeamMerge {
     return merge_lanes(state, kWarp, weighted);
   }
 };
-
-// Sums over rows: of the losses, and of what the mean divides by.
-struct Totals {
-  double loss, weight;
-};
-
-// Over the block's threads, in thread 0.
-__device__ inline Totals sum_over_block(Totals totals) {
-  __shared__ Totals of_warps[kMostWarps];
-  const auto over_lanes = [](Totals x) {
-    return Totals{fold_lanes(x.loss, kWarp, Sum()), fold_lanes(x.weight, kWarp, Sum())};
-  };
-  totals = over_lanes(totals);
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  if (lane == 0) {
-    of_warps[warp] = totals;
-  }
-  __syncthreads();
-  const int warps = blockDim.x / kWarp;
-  return over_lanes(lane < warps ? of_warps[lane] : Totals{0, 0});
-}
 
 }  // namespace
 }  // namespace softreg

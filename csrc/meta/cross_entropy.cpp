@@ -30,14 +30,20 @@ at::Tensor cross_entropy_grad_target_meta(const CrossEntropyArgs& args,
   return empty_grad_target(args);
 }
 
+void cross_entropy_correction_meta(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad,
+                                   const at::Tensor& grad_logits, double, const at::Tensor& came) {
+  check_correction(args, grad, grad_logits, came);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(softreg_ext, Meta, m) {
   m.impl("cross_entropy_forward", &forward_entry<cross_entropy_forward_meta>);
   m.impl("cross_entropy_forward_with_gradient",
-         &forward_with_gradient_entry<cross_entropy_forward_with_gradient_meta>);
+         forward_with_gradient_entry<cross_entropy_forward_with_gradient_meta>);
   m.impl("cross_entropy_backward", &backward_entry<cross_entropy_backward_meta>);
   m.impl("cross_entropy_grad_target", &backward_entry<cross_entropy_grad_target_meta>);
+  m.impl("cross_entropy_correction", correction_entry<cross_entropy_correction_meta>);
 }
 
 }  // namespace softreg

@@ -15,7 +15,7 @@ CAPABILITIES = {"generic": "default", "avx2": "avx2", "avx512": "avx512"}
 AVAILABLE = {"DEFAULT": 1, "AVX2": 2, "AVX512": 3}.get(torch.backends.cpu.get_cpu_capability(), 1)
 # What runs on the kernels: values, gradients, bad labels.
 SUITES = ["test_functional.py", "test_k_dimensional.py", "test_large_gradients.py"]
-SUITES += ["test_probabilities.py", "cpu/test_forward_with_gradient.py", "cpu/test_sums.py"]
+SUITES += ["test_probabilities.py", "test_forward_with_gradient.py", "test_sums.py"]
 FORCED = "ATEN_CPU_CAPABILITY" in os.environ
 
 

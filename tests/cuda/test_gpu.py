@@ -21,10 +21,12 @@ pytestmark = pytest.mark.cuda
 SUITES = [
     *("functional", "k_dimensional", "probabilities", "beyond_the_original"),
     *("properties", "autograd", "pytorch_inputs"),
+    *("sums", "forward_with_gradient", "early_gradient"),
 ]
 BAD_LABEL = "cross_entropy: target is neither in [0, classes) nor ignore_index"
 # Lanes, a warp and a block to a row; columns split; more rows than blocks.
 SHAPES = [(256, 10), (4096, 1000), (50, 5003), (2, 300001), (20000, 3001)]
+LARGE = (8192, 2048)  # from 32 MB on the forward pass computes the gradient too
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
@@ -140,6 +142,29 @@ def test_graph_replays_with_other_inputs(shape: tuple[int, int], smoothing: floa
         check(results, *other, **options)
 
 
+def test_graph_replays_with_another_upstream_gradient() -> None:
+    """The gradient that the forward pass computes is for the one that came at capture."""
+    logits, target = make_case(LARGE, torch.float32)
+    leaf, upstream = logits.requires_grad_(), torch.ones((), device="cuda")
+
+    def step() -> Tensor:
+        loss = softreg_ext.cross_entropy(leaf, target)
+        return torch.autograd.grad(loss, leaf, upstream)[0]
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        expected = step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        grad = step()
+    for factor in (1.0, 0.5, 3.0, 1.0):
+        upstream.fill_(factor)
+        graph.replay()
+        torch.testing.assert_close(grad, expected * factor)
+
+
 @contextmanager
 def no_synchronisation() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("error")
@@ -152,11 +177,12 @@ def no_synchronisation() -> Iterator[None]:
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
 @pytest.mark.parametrize("kind", ["labels", "probabilities"])
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
-def test_host_never_waits(kind: str, reduction: str) -> None:
-    logits, target = make_case((64, 1000), torch.bfloat16)
+@pytest.mark.parametrize("shape", [(64, 1000), LARGE], ids=str)
+def test_host_never_waits(shape: tuple[int, int], reduction: str, kind: str) -> None:
+    logits, target = make_case(shape, torch.bfloat16)
     if kind == "probabilities":
         target = logits.flip(0).softmax(1)
-    weight = torch.rand(1000, device="cuda").bfloat16()
+    weight = torch.rand(shape[1], device="cuda").bfloat16()
     options = {"weight": weight, "label_smoothing": 0.1, "reduction": reduction, "z_loss": 0.1}
     with no_synchronisation():
         loss_and_grad(softreg_ext.cross_entropy, logits, target, **options)

@@ -10,7 +10,8 @@ from shim import build, run
 
 TESTS = Path(__file__).parents[1]
 # What runs on the kernels: values, gradients, layouts, options.
-SUITES = ["functional", "k_dimensional", "probabilities", "beyond_the_original"]
+SUITES = ["functional", "k_dimensional", "probabilities", "beyond_the_original", "sums"]
+SUITES += ["forward_with_gradient", "early_gradient"]
 BAD_LABEL = "cross_entropy: target is neither in [0, classes) nor ignore_index"
 pytestmark = pytest.mark.skipif(
     "SOFTREG_CUDA_ON_HOST" in os.environ, reason="the kernels are in place in this process already"
@@ -79,7 +80,10 @@ for reduction in ("none", "sum"):
     ours = softreg_ext.cross_entropy(logits, target, reduction=reduction)
     exact = logits.detach().double().requires_grad_()
     theirs = F.cross_entropy(exact, target, reduction=reduction)
-    grad, = torch.autograd.grad(ours.sum(), logits)
+    total = ours.sum()
+    grad, = torch.autograd.grad(total, logits, retain_graph=True)
+    late_grad, = torch.autograd.grad(total, logits)
+    assert torch.equal(grad, late_grad)
     exact_grad, = torch.autograd.grad(theirs.sum(), exact)
     again = softreg_ext.cross_entropy(logits, target, reduction=reduction)
     assert torch.equal(ours, again)

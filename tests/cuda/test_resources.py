@@ -25,12 +25,21 @@ KERNELS = {
     "arch_kernel": 1,
     "cross_entropy_forward_kernel": 8,  # four dtypes; plain or not
     "merge_columns_kernel": 4,
-    "add_totals_kernel": 4,
+    "add_totals_kernel": 8,  # in two sources
+    "total_weight_kernel": 4,
     "cross_entropy_gradient_kernel": 16,  # of the logits or of probabilities besides
+    "cross_entropy_forward_with_gradient_kernel": 8,
 }
 # 16-byte loads and stores that a thread of a kernel needs at least (launch_plan.h): (float, others)
-LOADS = {"cross_entropy_forward_kernel": (4, 2), "cross_entropy_gradient_kernel": (2, 1)}
-STORES = {"cross_entropy_gradient_kernel": (2, 1)}
+LOADS = {
+    "cross_entropy_forward_kernel": (4, 2),
+    "cross_entropy_gradient_kernel": (2, 1),
+    "cross_entropy_forward_with_gradient_kernel": (6, 3),
+}
+STORES = {
+    "cross_entropy_gradient_kernel": (2, 1),
+    "cross_entropy_forward_with_gradient_kernel": (2, 1),
+}
 
 
 class Kernel(NamedTuple):

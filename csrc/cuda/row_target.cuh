@@ -1,4 +1,5 @@
-// The coefficients of a slot's classes. Included by the kernels alone.
+// What a row's target says: its label, and the coefficients of a slot's classes. Included by the
+// kernels alone.
 #pragma once
 
 #include "cuda/row_slots.cuh"
@@ -6,6 +7,16 @@
 
 namespace softreg {
 namespace {
+
+template <typename T, typename A>
+__device__ __forceinline__ RowTarget checked_target(const CrossEntropyRows<T, A>& args,
+                                                    int64_t row) {
+  int64_t bad_row = kNoBadRow;
+  const RowTarget target(args, row, bad_row);
+  CUDA_KERNEL_ASSERT_MSG(bad_row == kNoBadRow,
+                         "cross_entropy: target is neither in [0, classes) nor ignore_index");
+  return target;
+}
 
 // w_c of the slot that begins with the class `first`; 1 without weights.
 template <typename T, typename A>

@@ -1,10 +1,11 @@
 """The op that computes loss and gradient in one walk: the bits of the two that it stands for."""
 
+import math
 from typing import Any
 
 import pytest
 import torch
-from cases import DTYPES, make_case
+from cases import DEVICE, DTYPES, make_case
 from torch import Tensor
 from torch.library import opcheck
 
@@ -89,4 +90,76 @@ def test_opcheck(return_lse: bool) -> None:
     logits, target, weight = make_case(6, 5, torch.float64)
     arguments = (logits, target, weight, *PLAIN[1:], return_lse, 0.5)
     checks = opcheck(OPS.cross_entropy_forward_with_gradient.default, arguments)
+    assert set(checks.values()) == {"SUCCESS"}
+
+
+def host_number() -> Tensor:
+    """Where a device can write to."""
+    return torch.tensor(-1.0, dtype=torch.float64, device="cpu", pin_memory=DEVICE.type != "cpu")
+
+
+def upstream_of(loss: Tensor, value: float) -> Tensor:
+    return torch.tensor(value, dtype=loss.dtype).expand_as(loss)
+
+
+@pytest.mark.parametrize("reduction", [0, 1, 2], ids=["none", "mean", "sum"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(37, 3), (9, 2500), (3, 10, 6, 8), (2, 20011)], ids=str)
+def test_correction(shape: tuple[int, ...], dtype: torch.dtype, reduction: int) -> None:
+    """A right guess leaves the gradient alone, whatever it is; a wrong one makes it right."""
+    logits = make_case(math.prod(shape) // shape[1], shape[1], dtype)[0].view(shape)
+    target = make_case(logits[:, 0].numel(), shape[1], dtype)[1].view(logits[:, 0].shape)
+    options = (None, reduction, *PLAIN[2:])
+    loss, _, *saved = OPS.cross_entropy_forward(logits, target, *options, False)
+    arguments = (upstream_of(loss, 0.75), None, logits, target, *saved, *options)
+    grad, came = torch.full_like(logits, 7), host_number()
+    OPS.cross_entropy_correction(*arguments, grad, 0.75, came)
+    assert torch.equal(grad, torch.full_like(logits, 7))
+    for guess in (0.5, math.nan):
+        OPS.cross_entropy_correction(*arguments, grad.fill_(7), guess, came.fill_(-1))
+        assert torch.equal(grad, OPS.cross_entropy_backward(*arguments))
+        assert float(came) == 0.75
+
+
+def test_correction_of_another_layout_than_the_logits() -> None:
+    """What is written elsewhere and copied is written in any case."""
+    logits = make_case(30, 33, torch.float32)[0].view(3, 10, 3, 11)
+    target = logits.double().softmax(1)
+    loss, _, *saved = OPS.cross_entropy_forward(logits, target, *PLAIN, False)
+    arguments = (upstream_of(loss, 1.0), None, logits, target, *saved, *PLAIN)
+    expected = OPS.cross_entropy_backward(*arguments)
+    grad = expected.clone()
+    for guess in (1.0, 0.5):
+        OPS.cross_entropy_correction(*arguments, grad, guess, host_number())
+        assert torch.equal(grad, expected)
+
+
+def test_correction_refuses_what_it_cannot_use() -> None:
+    logits, target, _ = make_case(6, 5, torch.float32)
+    options = (None, 0, *PLAIN[2:])
+    loss, _, *saved = OPS.cross_entropy_forward(logits, target, *options, False)
+    grad, came = torch.zeros_like(logits), host_number()
+
+    def correct(grad_loss: Tensor, grad: Tensor, came: Tensor) -> None:
+        arguments = (grad_loss, None, logits, target, *saved, *options, grad, 1.0, came)
+        OPS.cross_entropy_correction(*arguments)
+
+    with pytest.raises(RuntimeError, match=r"grad_loss must be one number.* strides \[1\]"):
+        correct(torch.ones_like(loss), grad, came)
+    with pytest.raises(RuntimeError, match=r"grad_input must be Float of shape \[6, 5\]"):
+        correct(upstream_of(loss, 1.0), grad.double(), came)
+    with pytest.raises(RuntimeError, match=r"came must be a Double scalar.* got Float"):
+        correct(upstream_of(loss, 1.0), grad, came.float())
+
+
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="opcheck makes its own copies of host memory")
+def test_correction_opcheck() -> None:
+    logits, target, weight = make_case(6, 5, torch.float64)
+    options = (weight, *PLAIN[1:])
+    loss, _, *saved = OPS.cross_entropy_forward(logits, target, *options, False)
+    arguments = (upstream_of(loss, 1.0), None, logits, target, *saved, *options)
+    checks = opcheck(
+        OPS.cross_entropy_correction.default,
+        (*arguments, torch.zeros_like(logits), 0.5, host_number()),
+    )
     assert set(checks.values()) == {"SUCCESS"}
