@@ -8,7 +8,6 @@
 #include <c10/util/intrusive_ptr.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <limits>
 #include <mutex>
@@ -77,7 +76,8 @@ class Guess {
     if (!came_.defined()) {
       return;
     }
-    const double came = std::atomic_ref(*came_.mutable_data_ptr<double>()).exchange(kNothing);
+    double came, nothing = kNothing;
+    __atomic_exchange(came_.mutable_data_ptr<double>(), &nothing, &came, __ATOMIC_RELAXED);
     if (std::isnan(came)) {
       return;
     }

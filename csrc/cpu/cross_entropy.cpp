@@ -238,7 +238,7 @@ void cross_entropy_correction_cpu(const CrossEntropyArgs& args, const CrossEntro
   check_correction(args, grad, grad_logits, came);
   SOFTREG_DISPATCH_LOGITS(args.result_type(), "cross_entropy_correction_cpu", [&] {
     const auto upstream = static_cast<double>(*grad.grad_loss.const_data_ptr<scalar_t>());
-    std::atomic_ref(*came.mutable_data_ptr<double>()).store(upstream);
+    __atomic_store(came.mutable_data_ptr<double>(), &upstream, __ATOMIC_RELAXED);
     if (upstream != guess) {
       gradient_typed<scalar_t>(args, grad, active_kernels().of<scalar_t>().backward, grad_logits);
     }
