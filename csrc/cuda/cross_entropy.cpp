@@ -19,6 +19,12 @@ int64_t multiprocessors(c10::DeviceIndex device) {
   return count;
 }
 
+void check_classes(const CrossEntropyArgs& args) {
+  const int64_t classes = args.logits.size(args.class_dim());
+  TORCH_CHECK(classes <= kMostClasses, "cross_entropy: input has ", classes,
+              " classes, but the kernels of a GPU take at most ", kMostClasses);
+}
+
 at::Tensor weight_sum_cuda(const at::Tensor& weight) {
   return weight.sum(at::kDouble).to(weight.scalar_type());
 }
@@ -27,6 +33,7 @@ at::Tensor weight_sum_cuda(const at::Tensor& weight) {
 template <typename T, typename Launch>
 void run_forward(const CrossEntropyArgs& args, const ForwardOutputs& outputs,
                  const Launch& launch) {
+  check_classes(args);
   const KernelInputs<T> inputs(args, weight_sum_cuda);
   const ForwardArgs<T, Accumulator<T>> kernel_args = forward_args(args, inputs, outputs);
   const bool per_row = args.reduction == Reduction::kNone;
@@ -68,6 +75,7 @@ void forward_with_gradient_typed(const CrossEntropyArgs& args, double grad_loss,
 template <typename T, typename Launch>
 void run_gradient(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad,
                   const at::Tensor& result, const Launch& launch) {
+  check_classes(args);
   if (result.numel() == 0) {
     return;
   }

@@ -13,7 +13,7 @@ struct ForwardWorkspace {
 };
 
 template <typename T, bool kPlain>
-__global__ void __launch_bounds__(512, 1)
+__global__ void __launch_bounds__(512, (kResidentBlocks<T, kPlain>))
     cross_entropy_forward_kernel(const __grid_constant__ ForwardArgs<T, Accumulator<T>> args,
                                  const __grid_constant__ ForwardResult<T> result,
                                  ForwardWorkspace<Accumulator<T>> workspace, int threads_of_row) {
@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(512, 1)
       workspace.columns[row * gridDim.y + blockIdx.y] = state;
     }
   };
-  walk_rows<kPlain>(args, team, {blockIdx.y, gridDim.y}, use);
+  walk_rows<kPlain>(args, team, share_of_block(), use);
   if (whole_rows) {
     finish_block(result, workspace.totals, {totals.loss, totals.weight});
   }

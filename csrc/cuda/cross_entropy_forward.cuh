@@ -14,15 +14,15 @@ namespace {
 template <bool kPlain, typename T>
 __device__ __forceinline__ RowState<Accumulator<T>> state_of_slots(
     const CrossEntropyRows<T, Accumulator<T>>& args, int64_t row, const RowItems<const T>& logits,
-    const RowSlots<const T>& slots, int64_t slot, int64_t end, int step) {
+    const RowSlots<const T>& slots, int slot, int end, int step) {
   using A = Accumulator<T>;
   constexpr int kWidth = Pack<T>::kItems;
   const A nothing = -static_cast<A>(INFINITY);
-  int64_t first[kForwardSlots<T>];
+  int first[kForwardSlots<T>];
   SlotItems<T, kWidth> raw[kForwardSlots<T>];
 #pragma unroll
   for (int s = 0; s < kForwardSlots<T>; ++s) {
-    first[s] = slot + s * step < end ? slots.first(slot + s * step) : args.classes;
+    first[s] = slot + s * step < end ? slots.first(slot + s * step) : logits.classes;
     raw[s] = logits.template load<kWidth>(first[s], static_cast<T>(nothing));
   }
   A x[kForwardSlots<T>][kWidth];
@@ -121,10 +121,10 @@ __device__ __forceinline__ void walk_rows(const ForwardArgs<T, A>& args, Team te
         const RowSlots<const T> slots(args.logits.row(row), args.logits.classes_adjacent(),
                                       args.classes);
         const RowItems<const T> logits = items_of(args.logits, row, args.classes, slots.head);
-        const int64_t in_share = (slots.count + share.count - 1) / share.count;
-        const int64_t first = share.index * in_share;
-        const int64_t end = first + in_share < slots.count ? first + in_share : slots.count;
-        for (int64_t slot = first + team.lane(); slot < end; slot += kForwardSlots<T> * team.size) {
+        const int in_share = (slots.count + share.count - 1) / share.count;
+        const int first = share.index * in_share;
+        const int end = first + in_share < slots.count ? first + in_share : slots.count;
+        for (int slot = first + team.lane(); slot < end; slot += kForwardSlots<T> * team.size) {
           const RowState<A> some =
               state_of_slots<kPlain>(args, row, logits, slots, slot, end, team.size);
           state = merge(state, some, weighted);

@@ -24,10 +24,11 @@ __global__ void __launch_bounds__(512, 1)
 }
 
 template <typename T, bool kPlain>
-__global__ void __launch_bounds__(512, 1) cross_entropy_forward_with_gradient_kernel(
-    const __grid_constant__ ForwardArgs<T, Accumulator<T>> args,
-    const __grid_constant__ BackwardArgs<T, Accumulator<T>> gradient_args,
-    const __grid_constant__ ForwardResult<T> result, Totals* of_blocks, int threads_of_row) {
+__global__ void __launch_bounds__(512, (kResidentBlocks<T, kPlain>))
+    cross_entropy_forward_with_gradient_kernel(
+        const __grid_constant__ ForwardArgs<T, Accumulator<T>> args,
+        const __grid_constant__ BackwardArgs<T, Accumulator<T>> gradient_args,
+        const __grid_constant__ ForwardResult<T> result, Totals* of_blocks, int threads_of_row) {
   using A = Accumulator<T>;
   const Team team{threads_of_row};
   constexpr Share whole_row{0, 1};

@@ -20,7 +20,7 @@ __device__ __forceinline__ bool is_right(const KnownGradient& known,
 }
 
 template <template <typename, bool> class Gradients, typename T, bool kPlain>
-__global__ void __launch_bounds__(512, 1)
+__global__ void __launch_bounds__(512, (kResidentBlocks<T, kPlain>))
     cross_entropy_gradient_kernel(const __grid_constant__ BackwardArgs<T, Accumulator<T>> args,
                                   KnownGradient known, int threads_of_row) {
   if (is_right(known, args)) {
@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(512, 1)
   const int64_t rows_at_once = team.per_block();
   for (int64_t row = blockIdx.x * rows_at_once + team.index(); row < args.rows;
        row += gridDim.x * rows_at_once) {
-    write_gradient_row(args, row, team, {blockIdx.y, gridDim.y},
+    write_gradient_row(args, row, team, share_of_block(),
                        [&](int head) { return Gradients<T, kPlain>(args, row, head); });
   }
 }

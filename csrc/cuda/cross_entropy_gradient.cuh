@@ -18,7 +18,7 @@ struct LogitGradients {
   int64_t row;
   int head;
   bool flows;  // else the row's gradient is 0, and its logits are not read
-  int64_t label;
+  int label;
   A max = 0;
   RowGradient<A> gradient;
 
@@ -30,7 +30,7 @@ struct LogitGradients {
         row(row),
         head(head),
         flows(is_read(args, target)),
-        label(target.counts ? target.label : -1) {
+        label(target.counts ? static_cast<int>(target.label) : -1) {
     if (flows) {
       const SavedRow<A> of_row = saved();
       max = of_row.max;
@@ -42,8 +42,7 @@ struct LogitGradients {
       : LogitGradients(args, row, head, checked_target(args, row),
                        [&] { return saved_row(args, row); }) {}
 
-  __device__ __forceinline__ SlotItems<T, kWidth> of(int64_t first,
-                                                     SlotItems<T, kWidth> raw) const {
+  __device__ __forceinline__ SlotItems<T, kWidth> of(int first, SlotItems<T, kWidth> raw) const {
     const bool weighted = !kPlain && args.all_classes_count();
     SlotItems<A, kWidth> of_class;
     if (weighted) {
@@ -87,8 +86,7 @@ struct TargetGradients {
         on(on_target(args)),
         upstream(upstream_gradient(args, row)) {}
 
-  __device__ __forceinline__ SlotItems<T, kWidth> of(int64_t first,
-                                                     SlotItems<T, kWidth> raw) const {
+  __device__ __forceinline__ SlotItems<T, kWidth> of(int first, SlotItems<T, kWidth> raw) const {
     SlotItems<A, kWidth> weight = class_weights(args, first, head);
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) {
@@ -113,15 +111,15 @@ __device__ __forceinline__ void write_gradient_row(const BackwardArgs<T, A>& arg
   const RowItems<T> grad = items_of(args.grad, row, args.classes, slots.head);
   const RowItems<const T> logits = items_of(args.logits, row, args.classes, slots.head);
   const auto gradients = gradients_of(slots.head);
-  const int64_t at_once = static_cast<int64_t>(team.size) * kGradientSlots<T>;
-  for (int64_t begin = share.index * at_once + team.lane(); begin < slots.count;
+  const int at_once = team.size * kGradientSlots<T>;
+  for (int begin = share.index * at_once + team.lane(); begin < slots.count;
        begin += share.count * at_once) {
     SlotItems<T, kWidth> items[kGradientSlots<T>];
-    int64_t first[kGradientSlots<T>];
+    int first[kGradientSlots<T>];
 #pragma unroll
     for (int s = 0; s < kGradientSlots<T>; ++s) {
-      const int64_t slot = begin + static_cast<int64_t>(s) * team.size;
-      first[s] = slot < slots.count ? slots.first(slot) : args.classes;
+      const int slot = begin + s * team.size;
+      first[s] = slot < slots.count ? slots.first(slot) : grad.classes;
 #pragma unroll
       for (int i = 0; i < kWidth; ++i) {
         items[s][i] = T(0);

@@ -10,6 +10,9 @@
 
 namespace softreg {
 
+// The kernels number a row's classes in 32 bits, and a few beyond its end.
+constexpr int64_t kMostClasses = INT32_MAX - 16;
+
 // What becomes of all rows together, on the device.
 template <typename T>
 struct ForwardResult {

@@ -13,6 +13,11 @@ constexpr int kForwardSlots = sizeof(T) == 4 ? 4 : 2;
 template <typename T>
 constexpr int kGradientSlots = sizeof(T) == 4 ? 2 : 1;
 
+// Blocks of 512 threads that a multiprocessor has registers for: of two, one loads while the other
+// waits for its barrier.
+template <typename T, bool kPlain>
+constexpr int kResidentBlocks = kPlain && sizeof(T) <= 4 ? 2 : 1;
+
 struct LaunchPlan {
   int team;         // threads that share a row: a power of two up to 32, or the whole block
   int threads;      // of a block
@@ -50,16 +55,20 @@ inline LaunchPlan plan_rows(const LaunchShape& shape) {
   return {team, threads, (shape.rows + rows_at_once - 1) / rows_at_once, 1};
 }
 
-// Each block leaves a partial sum behind: enough of them to fill the GPU several times over. Few
-// rows are split over columns.
+// Each block leaves a partial sum behind: enough of them to fill the GPU several times over, and
+// one where all rows fit, for then no second launch adds up. Few long rows are split over columns.
 inline LaunchPlan plan_forward(const LaunchShape& shape, int64_t multiprocessors) {
+  constexpr int64_t kWarp = 32, kMostThreads = 512;
   LaunchPlan plan = plan_rows(shape);
-  const int64_t wanted = 2 * multiprocessors;
-  if (plan.blocks > 0 && plan.blocks < wanted) {
-    const int64_t useful = std::max<int64_t>(1, shape.rounds(plan.team));
-    plan.columns = std::min((wanted + plan.blocks - 1) / plan.blocks, useful);
-  }
+  const int64_t threads = std::max<int64_t>(1, shape.rows * plan.team);
+  const int64_t rounds = shape.rounds(plan.team), wanted = 2 * multiprocessors;
   plan.blocks = std::clamp<int64_t>(plan.blocks, 1, 64 * multiprocessors);
+  if (plan.team <= kWarp && threads <= kMostThreads && rounds <= 4) {
+    plan.threads = static_cast<int>((threads + kWarp - 1) / kWarp * kWarp);
+    plan.blocks = 1;
+  } else if (plan.blocks < wanted) {
+    plan.columns = std::min((wanted + plan.blocks - 1) / plan.blocks, std::max<int64_t>(1, rounds));
+  }
   return plan;
 }
 

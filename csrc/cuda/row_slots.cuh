@@ -12,20 +12,24 @@ template <typename T>
 struct RowSlots {
   static constexpr int kWidth = Pack<T>::kItems;
   int head;  // items of the first slot that lie before the row
-  int64_t count;
+  int count;
 
   __device__ RowSlots(const T* row, bool classes_adjacent, int64_t classes)
       : head(classes_adjacent ? reinterpret_cast<uintptr_t>(row) % sizeof(Pack<T>) / sizeof(T) : 0),
-        count((head + classes + kWidth - 1) / kWidth) {}
+        count(static_cast<int>((head + classes + kWidth - 1) / kWidth)) {}
 
   // The class of a slot's first item.
-  __device__ __forceinline__ int64_t first(int64_t slot) const { return slot * kWidth - head; }
+  __device__ __forceinline__ int first(int slot) const { return slot * kWidth - head; }
 };
 
 // The blocks that share a row, and which of them this is.
 struct Share {
-  unsigned index, count;
+  int index, count;
 };
+
+__device__ inline Share share_of_block() {
+  return {static_cast<int>(blockIdx.y), static_cast<int>(gridDim.y)};
+}
 
 // The items of a slot, in registers. Indices are known at compile time, once loops are unrolled.
 template <typename X, int kWidth>
@@ -43,26 +47,26 @@ template <typename X>
 struct RowItems {
   X* data;
   int64_t stride;
-  int64_t classes;
+  int classes;
   bool in_packs;  // whether slots lie on 16-byte boundaries here too
 
   __device__ RowItems(X* data, int64_t stride, int64_t classes, int head)
       : data(data),
         stride(stride),
-        classes(classes),
+        classes(static_cast<int>(classes)),
         in_packs(stride == 1 &&
                  (reinterpret_cast<uintptr_t>(data) - head * sizeof(X)) % sizeof(Pack<X>) == 0) {}
 
-  __device__ __forceinline__ bool holds(int64_t c) const { return c >= 0 && c < classes; }
+  __device__ __forceinline__ bool holds(int c) const { return c >= 0 && c < classes; }
 
-  __device__ __forceinline__ bool is_whole(int64_t first, int width) const {
+  __device__ __forceinline__ bool is_whole(int first, int width) const {
     return in_packs && first >= 0 && first + width <= classes;
   }
 
   // `padding` for what lies outside of the row, which is not read.
   template <int kWidth>
   __device__ __forceinline__ SlotItems<std::remove_const_t<X>, kWidth> load(
-      int64_t first, std::remove_const_t<X> padding) const {
+      int first, std::remove_const_t<X> padding) const {
     using Item = std::remove_const_t<X>;
     SlotItems<Item, kWidth> items;
     if (is_whole(first, kWidth)) {
@@ -81,7 +85,7 @@ struct RowItems {
   }
 
   template <int kWidth>
-  __device__ __forceinline__ void store(int64_t first, SlotItems<X, kWidth> items) const {
+  __device__ __forceinline__ void store(int first, SlotItems<X, kWidth> items) const {
     if (is_whole(first, kWidth)) {
       auto* to = reinterpret_cast<Pack<X>*>(data + first);
 #pragma unroll

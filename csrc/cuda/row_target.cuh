@@ -21,7 +21,7 @@ __device__ __forceinline__ RowTarget checked_target(const CrossEntropyRows<T, A>
 // w_c of the slot that begins with the class `first`; 1 without weights.
 template <typename T, typename A>
 __device__ __forceinline__ SlotItems<A, Pack<T>::kItems> class_weights(
-    const CrossEntropyRows<T, A>& args, int64_t first, int head) {
+    const CrossEntropyRows<T, A>& args, int first, int head) {
   constexpr int kWidth = Pack<T>::kItems;
   if (args.weight) {
     return RowItems<const A>(args.weight, 1, args.classes, head).template load<kWidth>(first, A(0));
@@ -37,7 +37,7 @@ __device__ __forceinline__ SlotItems<A, Pack<T>::kItems> class_weights(
 // a_c for a target of probabilities, w_c for labels.
 template <typename T, typename A>
 __device__ __forceinline__ SlotItems<A, Pack<T>::kItems> coefficients(
-    const CrossEntropyRows<T, A>& args, int64_t row, int64_t first, int head) {
+    const CrossEntropyRows<T, A>& args, int64_t row, int first, int head) {
   constexpr int kWidth = Pack<T>::kItems;
   SlotItems<A, kWidth> of_class = class_weights(args, first, head);
   if (args.has_probabilities()) {

@@ -116,14 +116,20 @@ bool release(size_t begin, size_t end, State reason) {
   return true;
 }
 
-// The numbers below a power of two, in another order every time.
+// The numbers below `count`, in another order every time.
 template <typename Body>
 void for_each_below(size_t count, Body body) {
   static unsigned random = 1;
   random = random * 1664525u + 1013904223u;
-  const size_t flipped = (random >> 16) & (count - 1);
-  for (size_t i = 0; i < count; ++i) {
-    body(i ^ flipped);
+  size_t power_of_two = 1;
+  while (power_of_two < count) {
+    power_of_two *= 2;
+  }
+  const size_t flipped = (random >> 16) & (power_of_two - 1);
+  for (size_t i = 0; i < power_of_two; ++i) {
+    if ((i ^ flipped) < count) {
+      body(i ^ flipped);
+    }
   }
 }
 
