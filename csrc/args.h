@@ -90,11 +90,12 @@ using ForwardWithGradientImplementation = ForwardWithGradientOutputs(const Cross
                                                                      double grad_loss);
 using BackwardImplementation = at::Tensor(const CrossEntropyArgs&, const CrossEntropyGradArgs&);
 // Makes of grad_logits, the gradient for an upstream gradient whose elements are all `guess`, what
-// the backward pass is to return. All elements of grad_loss are one in memory; `came`, a double on
-// the host where the device can write to it, is set to it, at some time.
+// the backward pass is to return. All elements of grad_loss are one in memory. `report`, two
+// doubles on the host where the device can write to them: the first is set to that element if the
+// guess was wrong, the second if it was right, when the device gets there.
 using CorrectionImplementation = void(const CrossEntropyArgs&, const CrossEntropyGradArgs&,
                                       const at::Tensor& grad_logits, double guess,
-                                      const at::Tensor& came);
+                                      const at::Tensor& report);
 
 inline auto results(const ForwardOutputs& out) {
   return std::make_tuple(out.loss, out.lse, out.state, out.total_weight);

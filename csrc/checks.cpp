@@ -134,16 +134,16 @@ void check_grad_target(const CrossEntropyArgs& args, const CrossEntropyGradArgs&
 }
 
 void check_correction(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad,
-                      const at::Tensor& grad_logits, const at::Tensor& came) {
+                      const at::Tensor& grad_logits, const at::Tensor& report) {
   check(args, grad);
   check_tensor(grad_logits, "grad_input", args, args.logits.sym_sizes(), args.logits.scalar_type());
   TORCH_CHECK(is_expanded_scalar(grad.grad_loss) && grad.grad_loss.sym_numel() > 0,
               "cross_entropy: grad_loss must be one number for all rows, but has strides ",
               grad.grad_loss.sym_strides());
-  TORCH_CHECK(
-      came.dim() == 0 && came.scalar_type() == at::kDouble && (came.is_cpu() || came.is_meta()),
-      "cross_entropy: came must be a Double scalar on the host, but got ", came.scalar_type(),
-      " of shape ", came.sym_sizes(), " on ", came.device());
+  TORCH_CHECK(report.is_contiguous() && report.sym_numel() == 2 &&
+                  report.scalar_type() == at::kDouble && (report.is_cpu() || report.is_meta()),
+              "cross_entropy: report must be two Doubles on the host, but got ",
+              report.scalar_type(), " of shape ", report.sym_sizes(), " on ", report.device());
 }
 
 void throw_bad_label(const CrossEntropyArgs& args, int64_t row, int64_t label) {

@@ -11,7 +11,7 @@ void check(const CrossEntropyArgs& args);
 void check(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad);
 void check_grad_target(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad);
 void check_correction(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad,
-                      const at::Tensor& grad_logits, const at::Tensor& came);
+                      const at::Tensor& grad_logits, const at::Tensor& report);
 
 // The IndexError for a label out of range.
 [[noreturn]] void throw_bad_label(const CrossEntropyArgs& args, int64_t row, int64_t label);

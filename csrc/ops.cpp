@@ -69,9 +69,10 @@ at::Tensor cross_entropy_grad_target(const CrossEntropyArgs& args,
 }
 
 void cross_entropy_correction(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad,
-                              const at::Tensor& grad_logits, double guess, const at::Tensor& came) {
+                              const at::Tensor& grad_logits, double guess,
+                              const at::Tensor& report) {
   static const auto op = find_op<CorrectionSchema>("softreg_ext::cross_entropy_correction");
-  call_backward(op, args, grad, grad_logits, guess, came);
+  call_backward(op, args, grad, grad_logits, guess, report);
 }
 
 TORCH_LIBRARY(softreg_ext, m) {
@@ -93,7 +94,7 @@ TORCH_LIBRARY(softreg_ext, m) {
   define("cross_entropy_backward(" + backward_arguments + ") -> Tensor");
   define("cross_entropy_grad_target(" + backward_arguments + ") -> Tensor");
   define("cross_entropy_correction(" + backward_arguments +
-         ", Tensor(a!) grad_input, float guess, Tensor(b!) came) -> ()");
+         ", Tensor(a!) grad_input, float guess, Tensor(b!) report) -> ()");
 }
 
 }  // namespace softreg

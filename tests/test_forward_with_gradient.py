@@ -93,9 +93,16 @@ def test_opcheck(return_lse: bool) -> None:
     assert set(checks.values()) == {"SUCCESS"}
 
 
-def host_number() -> Tensor:
+def empty_report() -> Tensor:
     """Where a device can write to."""
-    return torch.tensor(-1.0, dtype=torch.float64, device="cpu", pin_memory=DEVICE.type != "cpu")
+    pinned = DEVICE.type != "cpu"
+    return torch.full((2,), -1.0, dtype=torch.float64, device="cpu", pin_memory=pinned)
+
+
+def read(report: Tensor) -> list[float]:
+    if DEVICE.type != "cpu":
+        torch.cuda.synchronize()
+    return report.tolist()
 
 
 def upstream_of(loss: Tensor, value: float) -> Tensor:
@@ -112,13 +119,14 @@ def test_correction(shape: tuple[int, ...], dtype: torch.dtype, reduction: int) 
     options = (None, reduction, *PLAIN[2:])
     loss, _, *saved = OPS.cross_entropy_forward(logits, target, *options, False)
     arguments = (upstream_of(loss, 0.75), None, logits, target, *saved, *options)
-    grad, came = torch.full_like(logits, 7), host_number()
-    OPS.cross_entropy_correction(*arguments, grad, 0.75, came)
+    grad, report = torch.full_like(logits, 7), empty_report()
+    OPS.cross_entropy_correction(*arguments, grad, 0.75, report)
     assert torch.equal(grad, torch.full_like(logits, 7))
+    assert read(report) == [-1, 0.75]
     for guess in (0.5, math.nan):
-        OPS.cross_entropy_correction(*arguments, grad.fill_(7), guess, came.fill_(-1))
+        OPS.cross_entropy_correction(*arguments, grad.fill_(7), guess, report.fill_(-1))
         assert torch.equal(grad, OPS.cross_entropy_backward(*arguments))
-        assert float(came) == 0.75
+        assert read(report) == [0.75, -1]
 
 
 def test_correction_of_another_layout_than_the_logits() -> None:
@@ -129,27 +137,29 @@ def test_correction_of_another_layout_than_the_logits() -> None:
     arguments = (upstream_of(loss, 1.0), None, logits, target, *saved, *PLAIN)
     expected = OPS.cross_entropy_backward(*arguments)
     grad = expected.clone()
+    report = empty_report()
     for guess in (1.0, 0.5):
-        OPS.cross_entropy_correction(*arguments, grad, guess, host_number())
+        OPS.cross_entropy_correction(*arguments, grad, guess, report)
         assert torch.equal(grad, expected)
+    assert 1.0 in read(report)
 
 
 def test_correction_refuses_what_it_cannot_use() -> None:
     logits, target, _ = make_case(6, 5, torch.float32)
     options = (None, 0, *PLAIN[2:])
     loss, _, *saved = OPS.cross_entropy_forward(logits, target, *options, False)
-    grad, came = torch.zeros_like(logits), host_number()
+    grad, report = torch.zeros_like(logits), empty_report()
 
-    def correct(grad_loss: Tensor, grad: Tensor, came: Tensor) -> None:
-        arguments = (grad_loss, None, logits, target, *saved, *options, grad, 1.0, came)
+    def correct(grad_loss: Tensor, grad: Tensor, report: Tensor) -> None:
+        arguments = (grad_loss, None, logits, target, *saved, *options, grad, 1.0, report)
         OPS.cross_entropy_correction(*arguments)
 
     with pytest.raises(RuntimeError, match=r"grad_loss must be one number.* strides \[1\]"):
-        correct(torch.ones_like(loss), grad, came)
+        correct(torch.ones_like(loss), grad, report)
     with pytest.raises(RuntimeError, match=r"grad_input must be Float of shape \[6, 5\]"):
-        correct(upstream_of(loss, 1.0), grad.double(), came)
-    with pytest.raises(RuntimeError, match=r"came must be a Double scalar.* got Float"):
-        correct(upstream_of(loss, 1.0), grad, came.float())
+        correct(upstream_of(loss, 1.0), grad.double(), report)
+    with pytest.raises(RuntimeError, match=r"report must be two Doubles.* got Float"):
+        correct(upstream_of(loss, 1.0), grad, report.float())
 
 
 @pytest.mark.skipif(DEVICE.type != "cpu", reason="opcheck makes its own copies of host memory")
@@ -160,6 +170,6 @@ def test_correction_opcheck() -> None:
     arguments = (upstream_of(loss, 1.0), None, logits, target, *saved, *options)
     checks = opcheck(
         OPS.cross_entropy_correction.default,
-        (*arguments, torch.zeros_like(logits), 0.5, host_number()),
+        (*arguments, torch.zeros_like(logits), 0.5, empty_report()),
     )
     assert set(checks.values()) == {"SUCCESS"}

@@ -65,17 +65,17 @@ void save_early_gradient(AutogradContext* ctx, const CrossEntropyArgs& args, at:
 at::Tensor take_early_gradient(AutogradContext* ctx, const CrossEntropyArgs& args,
                                const CrossEntropyGradArgs& grad) {
   at::Tensor grad_logits;
+  double upstream = 0;
   const auto saved = ctx->saved_data.find("early_gradient");
   if (saved != ctx->saved_data.end()) {
     grad_logits = std::move(saved->second).toTensor();
     ctx->saved_data.erase(saved);
+    upstream = ctx->saved_data["early_gradient_upstream"].toDouble();
   }
-  if (!ctx->needs_input_grad(0) || at::GradMode::is_enabled() || needs_composite(grad.grad_loss) ||
-      !note_backward(args, grad, grad_logits)) {
-    return {};
-  }
-  correct(args, grad, grad_logits, ctx->saved_data["early_gradient_upstream"].toDouble());
-  return grad_logits;
+  const bool is_of_use = ctx->needs_input_grad(0) && !at::GradMode::is_enabled() &&
+                         !needs_composite(grad.grad_loss) &&
+                         correct(args, grad, grad_logits, upstream);
+  return is_of_use ? grad_logits : at::Tensor();
 }
 
 class CrossEntropyFunction : public torch::autograd::Function<CrossEntropyFunction> {

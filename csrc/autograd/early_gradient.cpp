@@ -5,11 +5,10 @@
 #include <ATen/ops/empty.h>
 #include <c10/core/UndefinedTensorImpl.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
+#include <c10/util/bit_cast.h>
 #include <c10/util/intrusive_ptr.h>
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
 #include <mutex>
 #include <vector>
 
@@ -22,10 +21,9 @@ namespace {
 // Gradients that may wait for a backward pass before no more are computed early; threads that
 // record losses at the same time may each add one.
 constexpr size_t kMostWaiting = 2;
-constexpr double kNothing = std::numeric_limits<double>::quiet_NaN();
 
 // What is expected on one type of device. Process-wide: backward passes run in threads of their
-// own.
+// own. Devices report late whether a guess was right, so that those in flight are guesses too.
 class Guess {
  public:
   explicit Guess(c10::DeviceType device) : device_(device) {}
@@ -33,11 +31,17 @@ class Guess {
   std::optional<double> upstream() {
     const std::lock_guard<std::mutex> lock(mutex_);
     learn();
-    if (passes_to_skip_ > 0) {
-      --passes_to_skip_;
+    if (pause_ > 0) {
+      --pause_;
       return std::nullopt;
     }
-    return waiting_.size() < kMostWaiting ? std::make_optional(upstream_) : std::nullopt;
+    if (waiting_.size() >= kMostWaiting) {
+      return std::nullopt;
+    }
+    if (distrust_ > 0) {  // one at a time, whose report ends the pause
+      pause_ = kLongestPause;
+    }
+    return upstream_;
   }
 
   void add_waiting(const at::Tensor& gradient) {
@@ -58,52 +62,63 @@ class Guess {
     add_miss();
   }
 
-  // Where a device writes what came, when it gets there: the host never waits for it.
-  const at::Tensor& came() {
+  // For the correction to write to, when a device gets there: the host never waits for it.
+  const at::Tensor& report() {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (!came_.defined()) {
+    if (!report_.defined()) {
       const bool is_far = device_ != c10::kCPU;
-      came_ = at::empty({}, at::TensorOptions(at::kDouble).pinned_memory(is_far));
-      *came_.mutable_data_ptr<double>() = kNothing;
+      report_ = at::empty({2}, at::TensorOptions(at::kDouble).pinned_memory(is_far));
+      taken(kWrong);
+      taken(kRight);
     }
-    return came_;
+    return report_;
   }
 
  private:
   using Waiting = c10::weak_intrusive_ptr<at::TensorImpl, at::UndefinedTensorImpl>;
+  static constexpr int kWrong = 0, kRight = 1;
+  static constexpr int kMissAdds = 2, kMostDistrust = 12, kLongestPause = 64;
+
+  // What has been reported since this was asked last.
+  std::optional<double> taken(int index) {
+    constexpr int64_t kNothing = 0x7ff8'0000'5055'4e45;  // a NaN that no arithmetic makes
+    auto* reported = reinterpret_cast<int64_t*>(report_.mutable_data_ptr<double>()) + index;
+    const int64_t bits = __atomic_exchange_n(reported, kNothing, __ATOMIC_RELAXED);
+    return bits == kNothing ? std::nullopt : std::make_optional(c10::bit_cast<double>(bits));
+  }
 
   void learn() {
-    if (!came_.defined()) {
+    if (!report_.defined()) {
       return;
     }
-    double came, nothing = kNothing;
-    __atomic_exchange(came_.mutable_data_ptr<double>(), &nothing, &came, __ATOMIC_RELAXED);
-    if (std::isnan(came)) {
-      return;
-    }
-    if (came == upstream_) {
-      misses_ = 0;
-      return;
-    }
-    add_miss();
-    if (came != 0) {  // which has two signs
-      upstream_ = came;
+    const auto wrong = taken(kWrong), right = taken(kRight);
+    if (wrong) {
+      add_miss();
+      if (*wrong != 0 && *wrong == *wrong) {  // 0 has two signs
+        upstream_ = *wrong;
+      }
+    } else if (right) {
+      distrust_ = std::max(distrust_ - 1, 0);
+      pause_ = pause_after(distrust_);
     }
   }
 
-  // One may be the first of many alike. After two, 4 passes go without a guess, then 8, up to 64.
   void add_miss() {
-    constexpr int kMost = 10;
-    misses_ = misses_ < kMost ? misses_ + 1 : kMost - 1;
-    passes_to_skip_ = misses_ % 2 == 0 ? 2 << misses_ / 2 : 0;
+    distrust_ = std::min(distrust_ + kMissAdds, kMostDistrust);
+    pause_ = pause_after(distrust_);
+  }
+
+  // In passes. One miss may be the first of many alike.
+  static int pause_after(int distrust) {
+    return distrust <= kMissAdds ? 0 : std::min(1 << distrust / 2, kLongestPause);
   }
 
   c10::DeviceType device_;
   std::mutex mutex_;
-  at::Tensor came_;
+  at::Tensor report_;
   double upstream_ = 1;
-  int misses_ = 0;  // since a guess was right
-  int passes_to_skip_ = 0;
+  int distrust_ = 0;
+  int pause_ = 0;
   std::vector<Waiting> waiting_;  // those freed unused count until a backward pass comes
 };
 
@@ -111,6 +126,7 @@ class Guess {
 struct Device {
   c10::DispatchKeySet plain;  // of tensors that are memory there and nothing else
   int64_t fewest_bytes;       // of the logits
+  bool in_place_only;         // what would have to be copied to be corrected is not worth it
   Guess guess;
 };
 
@@ -122,9 +138,9 @@ Device* this_device(const at::Tensor& logits) {
   // Never destroyed: threads may outlive the library's statics. With fewer bytes most of a step is
   // not the kernels', or on a GPU, the logits are still in its cache when the backward pass comes.
   static Device& cpu = *new Device{keys(Key::CPU, Key::AutogradCPU, Key::AutocastCPU),
-                                   int64_t(256) << 10, Guess(c10::kCPU)};
+                                   int64_t(256) << 10, /*in_place_only=*/false, Guess(c10::kCPU)};
   static Device& cuda = *new Device{keys(Key::CUDA, Key::AutogradCUDA, Key::AutocastCUDA),
-                                    int64_t(32) << 20, Guess(c10::kCUDA)};
+                                    int64_t(32) << 20, /*in_place_only=*/true, Guess(c10::kCUDA)};
   switch (logits.device().type()) {
     case c10::kCPU:
       return &cpu;
@@ -133,6 +149,10 @@ Device* this_device(const at::Tensor& logits) {
     default:
       return nullptr;
   }
+}
+
+bool is_in_place(const CrossEntropyArgs& args) {
+  return args.result_type() == args.logits.scalar_type() && row_strides(args.logits).has_value();
 }
 
 // Null where nothing is gained.
@@ -145,6 +165,7 @@ Device* device_that_gains(const CrossEntropyArgs& args) {
                      static_cast<int64_t>(args.logits.nbytes()) >= device->fewest_bytes &&
                      !args.return_lse && is_plain(args.target) &&
                      (!args.has_weight() || is_plain(*args.weight)) &&
+                     (!device->in_place_only || is_in_place(args)) &&
                      !c10::impl::TorchDispatchModeTLS::any_modes_set();
   return gains ? device : nullptr;
 }
@@ -164,8 +185,8 @@ void note_waiting(const CrossEntropyArgs& args, const at::Tensor& early_gradient
   this_device(args.logits)->guess.add_waiting(early_gradient);
 }
 
-bool note_backward(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad,
-                   const at::Tensor& early_gradient) {
+bool correct(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad,
+             const at::Tensor& early_gradient, double upstream) {
   Device* device = device_that_gains(args);
   if (!device || !device->plain.isSupersetOf(grad.grad_loss.key_set())) {
     return false;
@@ -174,18 +195,13 @@ bool note_backward(const CrossEntropyArgs& args, const CrossEntropyGradArgs& gra
   if (!early_gradient.defined()) {
     return false;
   }
-  const bool is_one_number = is_expanded_scalar(grad.grad_loss);
-  if (!is_one_number) {
+  if (!is_expanded_scalar(grad.grad_loss)) {
     device->guess.was_wrong();
+    return false;
   }
-  return is_one_number;
-}
-
-void correct(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad,
-             const at::Tensor& early_gradient, double upstream) {
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
-  cross_entropy_correction(args, grad, early_gradient, upstream,
-                           this_device(args.logits)->guess.came());
+  cross_entropy_correction(args, grad, early_gradient, upstream, device->guess.report());
+  return true;
 }
 
 }  // namespace softreg

@@ -1,6 +1,6 @@
 // The gradient with respect to the logits, computed by the forward pass while they are at hand, for
 // the upstream gradient that is expected: 1, as a rule. Should another one come, the backward pass
-// computes it anew; its bits are the same either way.
+// computes it anew; its bits are the same either way. A CUDA graph keeps the guess of its capture.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -19,13 +19,10 @@ std::optional<double> expected_upstream(const CrossEntropyArgs& args);
 // To be told of each gradient that was computed early.
 void note_waiting(const CrossEntropyArgs& args, const at::Tensor& early_gradient);
 
-// To be told of each backward pass, and of the early gradient that waited for it, if one did:
-// returns whether that can be made what is asked for.
-bool note_backward(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad,
-                   const at::Tensor& early_gradient);
-
-// Makes of an early gradient, computed for `upstream`, the one for what came.
-void correct(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad,
+// Makes what is asked for of the early gradient that waited for this backward pass, if one did;
+// false where there is none, or it cannot be. To be told of every backward pass. `upstream`: what
+// the early gradient was computed for.
+bool correct(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad,
              const at::Tensor& early_gradient, double upstream);
 
 }  // namespace softreg

@@ -234,12 +234,13 @@ at::Tensor cross_entropy_grad_target_cpu(const CrossEntropyArgs& args,
 
 void cross_entropy_correction_cpu(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad,
                                   const at::Tensor& grad_logits, double guess,
-                                  const at::Tensor& came) {
-  check_correction(args, grad, grad_logits, came);
+                                  const at::Tensor& report) {
+  check_correction(args, grad, grad_logits, report);
   SOFTREG_DISPATCH_LOGITS(args.result_type(), "cross_entropy_correction_cpu", [&] {
     const auto upstream = static_cast<double>(*grad.grad_loss.const_data_ptr<scalar_t>());
-    __atomic_store(came.mutable_data_ptr<double>(), &upstream, __ATOMIC_RELAXED);
-    if (upstream != guess) {
+    const bool right = upstream == guess;
+    __atomic_store(report.mutable_data_ptr<double>() + right, &upstream, __ATOMIC_RELAXED);
+    if (!right) {
       gradient_typed<scalar_t>(args, grad, active_kernels().of<scalar_t>().backward, grad_logits);
     }
   });

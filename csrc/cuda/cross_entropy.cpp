@@ -127,12 +127,12 @@ at::Tensor cross_entropy_grad_target_cuda(const CrossEntropyArgs& args,
 
 void cross_entropy_correction_cuda(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad,
                                    const at::Tensor& grad_logits, double guess,
-                                   const at::Tensor& came) {
-  check_correction(args, grad, grad_logits, came);
+                                   const at::Tensor& report) {
+  check_correction(args, grad, grad_logits, report);
   const c10::cuda::CUDAGuard guard(args.logits.device());
-  void* came_on_device = nullptr;
-  C10_CUDA_CHECK(cudaHostGetDevicePointer(&came_on_device, came.mutable_data_ptr(), 0));
-  KnownGradient known{guess, static_cast<double*>(came_on_device)};
+  void* report_on_device = nullptr;
+  C10_CUDA_CHECK(cudaHostGetDevicePointer(&report_on_device, report.mutable_data_ptr(), 0));
+  KnownGradient known{guess, static_cast<double*>(report_on_device)};
   const int64_t processors = multiprocessors(args.logits.device().index());
   SOFTREG_DISPATCH_LOGITS(args.result_type(), "cross_entropy_correction_cuda", [&] {
     run_gradient<scalar_t>(

@@ -6,7 +6,9 @@
 namespace softreg {
 namespace {
 
-// What the mean divides by, from the target alone: before the first gradient is written.
+// What the mean divides by, from the target alone, before the first gradient is written. The bits
+// are those of the forward pass's own sum, as long as weights of both signs do not cancel to less
+// than 2^-50 of their size.
 template <typename T>
 __global__ void __launch_bounds__(512, 1)
     total_weight_kernel(const __grid_constant__ ForwardArgs<T, Accumulator<T>> args,
@@ -54,7 +56,8 @@ void add_total_weight(Launches& launches, const ForwardArgs<T, Accumulator<T>>& 
   constexpr int kThreads = 512, kRowsOfThread = 8;
   const int64_t wanted = args.rows / (kThreads * kRowsOfThread);
   const int64_t blocks = std::clamp<int64_t>(wanted, 1, most_blocks);
-  const ForwardResult<T> result{nullptr, /*is_mean=*/false, total_weight};
+  ForwardResult<T> result{};
+  result.total_weight = total_weight;
   launches.add(total_weight_kernel<T>, dim3(blocks), kThreads, args, result, of_blocks);
   add_totals(launches, result, of_blocks, blocks);
 }
@@ -80,7 +83,9 @@ cudaError_t launch_forward_with_gradient(const ForwardArgs<T, Accumulator<T>>& a
                                : cross_entropy_forward_with_gradient_kernel<T, false>,
                dim3(plan.blocks), plan.threads, args, gradient_args, with_total_weight, of_blocks,
                plan.team);
-  add_totals(launches, with_total_weight, of_blocks, plan.blocks);
+  if (result.loss) {
+    add_totals(launches, with_total_weight, of_blocks, plan.blocks);
+  }
   return launches.error;
 }
 

@@ -9,14 +9,15 @@ namespace {
 template <typename T>
 __device__ __forceinline__ bool is_right(const KnownGradient& known,
                                          const BackwardArgs<T, Accumulator<T>>& args) {
-  if (!known.came) {
+  if (!known.report) {
     return false;
   }
   const double came = static_cast<double>(args.grad_loss[0]);
+  const bool right = came == known.upstream;
   if (blockIdx.x + blockIdx.y + threadIdx.x == 0) {
-    *known.came = came;
+    known.report[right] = came;
   }
-  return came == known.upstream;
+  return right;
 }
 
 template <template <typename, bool> class Gradients, typename T, bool kPlain>

@@ -47,7 +47,7 @@ cudaError_t launch_grad_target(const BackwardArgs<T, Accumulator<T>>& args, cuda
 // A gradient that is there already, for an upstream gradient that is one number for all rows.
 struct KnownGradient {
   double upstream = 0;
-  double* came = nullptr;  // the number that came, for the host to look at; null: there is none
+  double* report = nullptr;  // (2), whose element [right guess] becomes what came; null: none known
 };
 
 // The gradient of the logits, unless it is the known one.

@@ -31,8 +31,9 @@ at::Tensor cross_entropy_grad_target_meta(const CrossEntropyArgs& args,
 }
 
 void cross_entropy_correction_meta(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad,
-                                   const at::Tensor& grad_logits, double, const at::Tensor& came) {
-  check_correction(args, grad, grad_logits, came);
+                                   const at::Tensor& grad_logits, double,
+                                   const at::Tensor& report) {
+  check_correction(args, grad, grad_logits, report);
 }
 
 }  // namespace

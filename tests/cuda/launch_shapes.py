@@ -27,13 +27,18 @@ def run(
     softcap: float | None = None,
 ) -> None:
     """Every kernel there is."""
+    report = torch.zeros(2, dtype=torch.float64, device="cpu", pin_memory=logits.is_cuda)
     options = (weight, reduction, -100, label_smoothing, 0.0, 1.0, softcap)
     loss, _, *saved, grad = OPS.cross_entropy_forward_with_gradient(
         logits, target, *options, False, 1.0
     )
     results = [*OPS.cross_entropy_forward(logits, target, *options, False), grad]
-    arguments = (torch.ones_like(loss), None, logits, target, *saved, *options)
+    upstream = torch.ones((), dtype=loss.dtype).expand_as(loss)
+    arguments = (upstream, None, logits, target, *saved, *options)
     results.append(OPS.cross_entropy_backward(*arguments))
+    for guess in (1.0, 0.5):
+        OPS.cross_entropy_correction(*arguments, grad, guess, report)
+        assert torch.equal(grad, results[-1])
     if target.is_floating_point():
         results.append(OPS.cross_entropy_grad_target(*arguments))
     assert all(result.isfinite().all() for result in results)

@@ -188,10 +188,11 @@ def test_host_never_waits(shape: tuple[int, int], reduction: str, kind: str) -> 
         loss_and_grad(softreg_ext.cross_entropy, logits, target, **options)
 
 
-def test_a_device_that_is_not_the_current_one() -> None:
+@pytest.mark.parametrize("shape", [(50, 5003), LARGE], ids=str)
+def test_a_device_that_is_not_the_current_one(shape: tuple[int, int]) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("one GPU")
-    logits, target = (x.to("cuda:1") for x in make_case((50, 5003), torch.float32))
+    logits, target = (x.to("cuda:1") for x in make_case(shape, torch.float32))
     assert torch.cuda.current_device() == 0
     results = loss_and_grad(softreg_ext.cross_entropy, logits, target)
     assert {result.device for result in results} == {torch.device("cuda:1")}
