@@ -64,7 +64,6 @@ MUTATIONS = [
     Mutation("autograd/early_gradient.cpp", "        upstream_ = *wrong;\n", ""),
     Mutation("autograd/early_gradient.cpp", "distrust_ - 1", "distrust_ - 3"),
     Mutation("autograd/early_gradient.cpp", "std::min(1 << distrust / 2, kLongestPause)", "1"),
-    Mutation("autograd/early_gradient.cpp", "      pause_ = kLongestPause;\n", ""),
     Mutation("cpu/cross_entropy.cpp", "if (!right)", "if (right)"),
     Mutation("autograd/early_gradient.cpp", "gradient.expired() ||", ""),
     Mutation("autograd/early_gradient.cpp", "gradient.expired() || ", "true || "),

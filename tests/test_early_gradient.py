@@ -112,10 +112,11 @@ def test_upstream_gradients_that_differ_each_time() -> None:
     assert 2 <= used.count(EARLY) <= 4
 
 
-def test_two_upstream_gradients_in_turns() -> None:
+@pytest.mark.parametrize("pattern", [(1.0, 0.25), (1.0, 1.0, 0.25, 0.25)])
+def test_upstream_gradients_in_turns(pattern: tuple[float, ...]) -> None:
     """As of two losses with weights of their own: half of the guesses would be wrong forever."""
     logits, target = large()
-    upstreams = itertools.cycle([1.0, 0.25])
+    upstreams = itertools.cycle(pattern)
     used = [ops_of(lambda: step(logits, target, next(upstreams))) for _ in range(150)]
     assert used.count(EARLY) < 25
 
@@ -136,6 +137,19 @@ def test_reports_that_come_late(ahead: int) -> None:
             loss = losses.popleft()
             torch.autograd.grad(loss, logits, torch.full_like(loss, 2.0 + i))
     assert used.count(RECORDED) < 15
+
+
+@pytest.mark.skipif(ON_CPU, reason="a CPU reports at once")
+def test_one_guess_until_its_report() -> None:
+    logits, target = large()
+    step(logits, target, 0.75)
+    torch.cuda._sleep(2_000_000_000)
+
+    def unwatched_step() -> None:
+        loss = softreg_ext.cross_entropy(logits, target)
+        torch.autograd.grad(loss, logits, torch.full_like(loss, 0.5))
+
+    assert [ops_of(unwatched_step) for _ in range(4)] == [EARLY, LATE, LATE, LATE]
 
 
 def test_losses_of_rows() -> None:
