@@ -29,12 +29,15 @@ def large(rows: int = ROWS) -> tuple[Tensor, Tensor]:
     return logits.requires_grad_(), target
 
 
-def step(logits: Tensor, target: Tensor, upstream: float = 1.0, **options: Any) -> Tensor:
-    loss = softreg_ext.cross_entropy(logits, target, **options)
+def gradient(loss: Tensor, logits: Tensor, upstream: float) -> Tensor:
     (grad,) = torch.autograd.grad(loss, logits, torch.full_like(loss, upstream))
     if not ON_CPU:  # what a GPU was given is known once it gets there
         torch.cuda.synchronize()
     return grad
+
+
+def step(logits: Tensor, target: Tensor, upstream: float = 1.0, **options: Any) -> Tensor:
+    return gradient(softreg_ext.cross_entropy(logits, target, **options), logits, upstream)
 
 
 def names_of(function: Callable[[], object]) -> set[str]:
@@ -63,10 +66,7 @@ def is_taken(logits: Tensor, target: Tensor, upstream: float = 1.0) -> bool:
     logits = logits.detach().clone().requires_grad_()
     loss = softreg_ext.cross_entropy(logits, target)
     logits.data.zero_()
-    (grad,) = torch.autograd.grad(loss, logits, torch.full_like(loss, upstream))
-    if not ON_CPU:
-        torch.cuda.synchronize()
-    return len(grad[0].unique()) > 2
+    return len(gradient(loss, logits, upstream)[0].unique()) > 2
 
 
 def test_a_step_takes_one_op() -> None:
@@ -134,8 +134,7 @@ def test_reports_that_come_late(ahead: int) -> None:
     for i in range(150):
         used.append(ops_of(record))
         if len(losses) > ahead:
-            loss = losses.popleft()
-            torch.autograd.grad(loss, logits, torch.full_like(loss, 2.0 + i))
+            gradient(losses.popleft(), logits, 2.0 + i)
     assert used.count(RECORDED) < 15
 
 
