@@ -4,9 +4,8 @@
 #include <sys/mman.h>
 #endif
 
-#include <algorithm>
+#include <memory>
 #include <mutex>
-#include <new>
 #include <utility>
 
 namespace softreg {
@@ -15,13 +14,20 @@ namespace softreg {
 namespace {
 
 constexpr size_t kHugePage = size_t(2) << 20;
-// Below, malloc keeps memory by itself.
+// Below, malloc keeps memory by itself, as a rule.
+constexpr size_t kKept = size_t(1) << 18;
+// From here on in whole huge pages.
 constexpr size_t kLarge = 2 * kHugePage;
+// From here on what is kept is the system's to take. To tell it interrupts the other cores, once a
+// huge page, and small pages are faulted in again: on two virtual cores, a fifth of a pass over 16
+// MB.
+constexpr size_t kReclaimed = 16 * kHugePage;
 
 struct Mapping {
   void* data = nullptr;
   size_t bytes = 0;
 
+  bool is_large() const { return bytes >= kLarge; }
   bool serves(size_t wanted) const { return bytes >= wanted && bytes / 2 <= wanted; }
 };
 
@@ -33,14 +39,17 @@ void unmap(Mapping mapping) {
 
 // Empty where the system has no more.
 Mapping map(size_t bytes) {
-  constexpr size_t kPage = 65536;  // the largest that Linux has: what is unmapped begins at one
-  bytes = (bytes + kPage - 1) / kPage * kPage;
-  void* mapped =
-      mmap(nullptr, bytes + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (mapped == MAP_FAILED) {
+  void* mapped = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  return mapped == MAP_FAILED ? Mapping() : Mapping{mapped, bytes};
+}
+
+Mapping map_huge_pages(size_t bytes) {
+  bytes = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+  const Mapping mapped = map(bytes + kHugePage);
+  if (!mapped.data) {
     return {};
   }
-  char* const begin = static_cast<char*>(mapped);
+  char* const begin = static_cast<char*>(mapped.data);
   const size_t before = (kHugePage - reinterpret_cast<uintptr_t>(begin) % kHugePage) % kHugePage;
   unmap({before > 0 ? begin : nullptr, before});
   unmap({begin + before + bytes, kHugePage - before});
@@ -48,8 +57,8 @@ Mapping map(size_t bytes) {
   return {begin + before, bytes};
 }
 
-// The last results that were freed: two, for logits and a target may both want a gradient. Nobody
-// ever waits for it: who finds it in use does without.
+// The last results that were freed. Nobody ever waits for it: who finds it in use does without.
+template <int kMost>
 class Kept {
  public:
   Mapping take(size_t bytes) {
@@ -65,12 +74,12 @@ class Kept {
   }
 
   void put(Mapping mapping) {
-    if (madvise(mapping.data, mapping.bytes, MADV_FREE) == 0) {
-      const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
-      if (lock.owns_lock()) {
-        std::swap(mapping, newest_first_[0]);
-        if (mapping.data) {  // else the second is as new as it was
-          std::swap(mapping, newest_first_[1]);
+    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    if (lock.owns_lock()) {
+      for (Mapping& older : newest_first_) {  // each moves on, up to a place that is free
+        std::swap(mapping, older);
+        if (!mapping.data) {
+          return;
         }
       }
     }
@@ -89,30 +98,43 @@ class Kept {
 
  private:
   std::mutex mutex_;
-  Mapping newest_first_[2];
+  Mapping newest_first_[kMost];
 };
 
-Kept& kept() {
-  static Kept& the_one = *new Kept;  // never destroyed: tensors may outlive the library's statics
-  return the_one;
+// Of large ones two, for logits and a target may both want a gradient.
+struct AllKept {
+  Kept<4> small;
+  Kept<2> large;
+};
+
+AllKept& kept() {
+  static AllKept& all = *new AllKept;  // never destroyed: tensors may outlive the library's statics
+  return all;
 }
 
 void free_result(void* context) {
-  Mapping* const mapping = static_cast<Mapping*>(context);
-  kept().put(*mapping);
-  delete mapping;
+  const std::unique_ptr<Mapping> mapping(static_cast<Mapping*>(context));
+  if (!mapping->is_large()) {
+    kept().small.put(*mapping);
+  } else if (mapping->bytes < kReclaimed ||
+             madvise(mapping->data, mapping->bytes, MADV_FREE) == 0) {
+    kept().large.put(*mapping);
+  } else {
+    unmap(*mapping);
+  }
 }
 
 }  // namespace
 
 at::Tensor on_kept_memory(at::Tensor fresh) {
   const size_t bytes = fresh.storage().nbytes();
-  if (bytes < kLarge) {
+  if (bytes < kKept) {
     return fresh;
   }
-  Mapping mapping = kept().take(bytes);
+  const bool is_large = bytes >= kLarge;
+  Mapping mapping = is_large ? kept().large.take(bytes) : kept().small.take(bytes);
   if (!mapping.data) {
-    mapping = map(bytes);
+    mapping = is_large ? map_huge_pages(bytes) : map(bytes);
   }
   if (mapping.data) {
     fresh.storage().set_data_ptr_noswap(
@@ -121,7 +143,7 @@ at::Tensor on_kept_memory(at::Tensor fresh) {
   return fresh;
 }
 
-int64_t release_memory() { return kept().release(); }
+int64_t release_memory() { return kept().small.release() + kept().large.release(); }
 
 #else
 

@@ -1,5 +1,5 @@
-// Memory for large results, in huge pages and kept for the next one: to fault it in costs more than
-// to fill it.
+// Memory for large results, kept for the next one, the largest in huge pages: to fault it in costs
+// more than to fill it.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -7,8 +7,8 @@
 namespace softreg {
 
 // `fresh`, a tensor that nothing was written to, on memory that may have been a result before.
-// What is kept is the system's to take back at any time (madvise's MADV_FREE); where it cannot,
-// nothing is kept, and small tensors stay as they are.
+// What is kept of the largest is the system's to take back at any time (madvise's MADV_FREE); where
+// it cannot, nothing is kept, and small tensors stay as they are.
 at::Tensor on_kept_memory(at::Tensor fresh);
 
 // Gives back what is kept; returns the bytes.

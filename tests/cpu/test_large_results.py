@@ -60,6 +60,23 @@ def test_two_are_kept() -> None:
     assert softreg_ext.release_memory() == 2 * 2048 * CLASSES * 4
 
 
+def test_four_small_ones_are_kept() -> None:
+    alive = [grad(256, seed) for seed in range(5)]
+    addresses = {of.data_ptr() for of in alive}
+    alive.clear()
+    again = [grad(200, seed) for seed in range(4)]
+    assert {of.data_ptr() for of in again} < addresses
+    del again
+    assert softreg_ext.release_memory() == 4 * 256 * CLASSES * 4
+
+
+def test_small_ones_do_not_drive_out_large_ones() -> None:
+    large = grad(2048).data_ptr()
+    alive = [grad(256, seed) for seed in range(5)]
+    alive.clear()
+    assert grad(2048, seed=1).data_ptr() == large
+
+
 def test_one_that_is_used_over_and_over_does_not_drive_out_the_other() -> None:
     small, large = grad(2048), grad(8192)
     del large, small
@@ -71,8 +88,10 @@ def test_release() -> None:
     grad(2048)
     assert softreg_ext.release_memory() == 2048 * CLASSES * 4
     assert softreg_ext.release_memory() == 0
-    grad(256)
-    assert softreg_ext.release_memory() == 0, "1 MB is malloc's"
+    grad(63)
+    assert softreg_ext.release_memory() == 0, "252 KB are malloc's"
+    grad(64)
+    assert softreg_ext.release_memory() == 64 * CLASSES * 4
 
 
 def test_resized_in_place() -> None:
