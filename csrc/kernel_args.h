@@ -79,14 +79,17 @@ struct CrossEntropyRows {
   Labels labels;                     // (rows)
   const A* weight;                   // (classes), or null: all 1
   const A* weight_sum;               // of label smoothing, or null: classes
-  double label_smoothing;
+  A on_target;                       // 1 - s, for the label smoothing s
+  A per_class;                       // s / classes
   A z_loss;
   LogitTransform<A> transform;
 
   SOFTREG_INLINE bool has_probabilities() const { return probabilities.data != nullptr; }
   // Whether classes besides the label's have a coefficient, and so their weights a meaning.
-  SOFTREG_INLINE bool all_classes_count() const {
-    return has_probabilities() || label_smoothing > 0;
+  SOFTREG_INLINE bool all_classes_count() const { return has_probabilities() || per_class > 0; }
+  // Whether classes off the target differ in their coefficients.
+  SOFTREG_INLINE bool coefficients_vary() const {
+    return has_probabilities() || (all_classes_count() && weight);
   }
   // Logits as they are, and no class that counts besides the label: kernels compiled for no more
   // than that take half a GPU's registers, so that twice as many threads wait for memory at a time.

@@ -25,7 +25,8 @@ class KernelInputs {
   KernelInputs(const CrossEntropyArgs& args, WeightSum* weight_sum) {
     rows_.rows = row_count(args.logits).expect_int();
     rows_.classes = args.logits.size(args.class_dim());
-    rows_.label_smoothing = args.label_smoothing;
+    rows_.on_target = static_cast<A>(1 - args.label_smoothing);
+    rows_.per_class = static_cast<A>(args.label_smoothing / rows_.classes);
     rows_.z_loss = static_cast<A>(args.z_loss);
     rows_.transform = {static_cast<A>(args.logit_scale), static_cast<A>(args.softcap),
                        !args.transforms_logits()};

@@ -41,23 +41,12 @@ SOFTREG_INLINE A row_weight(const CrossEntropyRows<T, A>& args, RowTarget target
   return args.has_probabilities() ? A(1) : class_weight(args, target.label);
 }
 
-// 1 - s and s / C.
-template <typename T, typename A>
-SOFTREG_INLINE A on_target(const CrossEntropyRows<T, A>& args) {
-  return static_cast<A>(1 - args.label_smoothing);
-}
-
-template <typename T, typename A>
-SOFTREG_INLINE A per_class(const CrossEntropyRows<T, A>& args) {
-  return static_cast<A>(args.label_smoothing / args.classes);
-}
-
 // F: of one row, or of the rows in the lanes. `label_weight` is that of the label's class.
 template <typename T, typename A, typename F>
 SOFTREG_INLINE RowCoefficients<F> row_coefficients(const CrossEntropyRows<T, A>& args,
                                                    F label_weight) {
   const F weight_sum(args.weight_sum ? *args.weight_sum : static_cast<A>(args.classes));
-  return {F(on_target(args)) * label_weight, F(per_class(args)), weight_sum};
+  return {F(args.on_target) * label_weight, F(args.per_class), weight_sum};
 }
 
 template <typename T, typename A>

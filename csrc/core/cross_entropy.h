@@ -50,11 +50,11 @@ SOFTREG_INLINE F row_loss(RowCoefficients<F> row, F target_nll, F smooth_nll) {
   return row.on_target * target_nll + row.per_class * smooth_nll;
 }
 
-// sum_c a_c (lse - x_c) from sum_c a_c, lse - reference and sum_c a_c (x_c - reference).
+// sum_c a_c (lse - x_c) from sum_c a_c and sum_c a_c (x_c - max).
 template <typename F>
-SOFTREG_INLINE F weighted_negative_log_likelihood(F coefficient_sum, F lse_minus_reference,
+SOFTREG_INLINE F weighted_negative_log_likelihood(F coefficient_sum, F log_sum,
                                                   F weighted_logit_sum) {
-  return coefficient_sum * lse_minus_reference - weighted_logit_sum;
+  return coefficient_sum * log_sum - weighted_logit_sum;
 }
 
 template <typename F>

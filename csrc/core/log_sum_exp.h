@@ -34,11 +34,4 @@ SOFTREG_INLINE LogSumExp<F> merge(LogSumExp<F> a, LogSumExp<F> b) {
   return {max, relative_to(a, max).sum + relative_to(b, max).sum};
 }
 
-// Near the logsumexp, and finite: what sums of weighted logits are taken relative to, so that an
-// error in the sum of the weights is multiplied by little.
-template <typename F>
-SOFTREG_INLINE F reference_near(LogSumExp<F> state) {
-  return zero_if_neg_inf(shift(state.max) + vlog(state.sum));
-}
-
 }  // namespace softreg

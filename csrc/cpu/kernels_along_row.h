@@ -10,48 +10,106 @@ namespace {
 
 // Logits that stay in the first-level cache while they are staged.
 constexpr int64_t kChunk = 2048;
-// Folds x[0, n) into one vector by step(folded, logits, i), those from the i-th on; lanes past the
-// end see -inf.
-template <bool kFetches, typename A, typename T, typename Step, typename Combine>
-SOFTREG_INLINE Vec<A> fold_row(const T* x, int64_t n, Vec<A> init, Step step, Combine combine) {
+
+// The coefficients of one row's log-probabilities, a vector at a time: a_c for a target of
+// probabilities, w_c for labels.
+template <typename T, typename A>
+struct RowWeights {
+  const A* weight;         // null: all 1
+  const T* probabilities;  // null: labels
+  A on, per;
+
+  RowWeights(const CrossEntropyRows<T, A>& args, int64_t row)
+      : weight(args.weight),
+        probabilities(args.has_probabilities() ? args.probabilities.row(row) : nullptr),
+        on(args.on_target),
+        per(args.per_class) {}
+
+  // Of the classes from c on; lanes past them are 0.
+  template <typename Lanes>
+  SOFTREG_INLINE Vec<A> class_weights(int64_t c, Lanes lanes) const {
+    return weight ? load_lanes(lanes, weight + c, A(0)) : in_lanes(lanes, Vec<A>(1));
+  }
+
+  template <typename Lanes>
+  SOFTREG_INLINE Vec<A> operator()(int64_t c, Lanes lanes) const {
+    const Vec<A> w = class_weights(c, lanes);
+    if (probabilities) {
+      fetch_ahead(probabilities + c);
+    }
+    return probabilities ? probability_coefficient(w, load_lanes(lanes, probabilities + c, A(0)),
+                                                   Vec<A>(on), Vec<A>(per))
+                         : w;
+  }
+};
+
+// Folds x[0, n) by step(folded, logits, i, lanes), those from the i-th on; lanes past the end see
+// -inf.
+template <bool kFetches, typename A, typename T, typename V, typename Step, typename Combine>
+SOFTREG_INLINE V fold_row(const T* x, int64_t n, V init, Step step, Combine combine) {
   constexpr int64_t width = Vec<A>::size();
   const auto first = [](int64_t i) { return i * width; };
-  const auto whole = [&](Vec<A> folded, int64_t i) {
+  const auto whole = [&](V folded, int64_t i) {
     if constexpr (kFetches) {
       fetch_ahead(x + i);
     }
-    return step(folded, load_vec(x + i), i);
+    return step(folded, load_vec(x + i), i, All());
   };
-  const Vec<A> total = fold_vectors(n / width, init, first, whole, combine);
+  const V total = fold_vectors(n / width, init, first, whole, combine);
   const int64_t rest = n % width, i = n - rest;
-  return rest == 0 ? total : step(total, load_part(x + i, rest, -static_cast<A>(INFINITY)), i);
+  return rest == 0 ? total
+                   : step(total, load_part(x + i, rest, -static_cast<A>(INFINITY)), i, First{rest});
 }
 
 template <typename A, typename T>
 SOFTREG_INLINE Vec<A> max_of(const T* x, int64_t n, Vec<A> init) {
-  const auto step = [](Vec<A> max, Vec<A> logits, int64_t) { return vmax(max, logits); };
-  return fold_row<false>(x, n, init, step, Max());
+  const auto step = [](Vec<A> max, Vec<A> logits, int64_t, auto) { return vmax(max, logits); };
+  return fold_row<false, A>(x, n, init, step, Max());
 }
 
-// Leaves the exponentials in `exps`, if given: whole vectors of them.
+// sum + exp(shifted), which is left at `exps`, if given, with those before: whole vectors of them.
+template <typename A>
+SOFTREG_INLINE Vec<A> add_exp_to(Vec<A> sum, Vec<A> shifted, A* exps, int64_t i) {
+  Vec<A> exp;
+  sum = add_exp(sum, shifted, exp);
+  if (exps) {
+    exp.store(exps + i);
+  }
+  return sum;
+}
+
 template <typename A, typename T>
-SOFTREG_INLINE Vec<A> sum_of_exp(const T* x, int64_t n, Vec<A> common, A* exps = nullptr) {
-  const auto add = [common, exps](Vec<A> sum, Vec<A> logits, int64_t i) {
-    Vec<A> exp;
-    sum = add_exp(sum, logits - common, exp);
-    if (exps) {
-      exp.store(exps + i);
-    }
-    return sum;
+SOFTREG_INLINE Vec<A> sum_of_exp(const T* x, int64_t n, Vec<A> common, A* exps) {
+  const auto add = [=](Vec<A> sum, Vec<A> logits, int64_t i, auto) {
+    return add_exp_to(sum, logits - common, exps, i);
   };
-  return fold_row<true>(x, n, Vec<A>(0), add, Sum());
+  return fold_row<true, A>(x, n, Vec<A>(0), add, Sum());
 }
 
-// For a row in one chunk.
-template <typename A, typename T>
-SOFTREG_INLINE LogSumExp<A> log_sum_exp(const T* x, int64_t n, A* exps = nullptr) {
+// Of lanes that are all relative to `max`.
+template <typename A>
+SOFTREG_INLINE RowState<A> fold_lanes(const LaneRowState<A>& lanes, A max) {
+  return {{max, fold_lanes(lanes.exp.sum, Sum())},
+          fold_lanes(lanes.coefficient, Sum()),
+          fold_lanes(lanes.logit, Sum())};
+}
+
+// Of a row in one chunk, with the sums of its weighted logits if `weighted`.
+template <typename T, typename A, typename X>
+SOFTREG_INLINE RowState<A> state_of_chunk(const X* x, int64_t n, const RowWeights<T, A>& weights,
+                                          bool weighted, A* exps) {
   const A max = fold_lanes(max_of(x, n, Vec<A>(-INFINITY)), Max());
-  return {max, fold_lanes(sum_of_exp(x, n, Vec<A>(shift(max)), exps), Sum())};
+  const Vec<A> common(shift(max));
+  if (!weighted) {
+    return {{max, fold_lanes(sum_of_exp(x, n, common, exps), Sum())}, 0, 0};
+  }
+  const auto add = [&](LaneRowState<A> state, Vec<A> logits, int64_t i, auto lanes) {
+    const Vec<A> shifted = logits - common;
+    state.exp.sum = add_exp_to(state.exp.sum, shifted, exps, i);
+    add_weighted(state, weights(i, lanes), in_lanes(lanes, shifted));
+    return state;
+  };
+  return fold_lanes(fold_row<true, A>(x, n, LaneRowState<A>::empty(), add, SumOfStates()), max);
 }
 
 // Of a longer one, lane by lane. `sums` are relative to a maximum that stays behind until `max` is
@@ -72,7 +130,7 @@ SOFTREG_INLINE void add_logits(LaneLogits<A>& lanes, const T* x, int64_t n) {
     lanes.max = max_of(x + first, count, lanes.max);
     const Vec<A> is_ahead = lanes.max > sums.max + Vec<A>(1);
     sums = relative_to(sums, Vec<A>::blendv(sums.max, lanes.max, is_ahead));
-    sums.sum = sums.sum + sum_of_exp(x + first, count, shift(sums.max));
+    sums.sum = sums.sum + sum_of_exp(x + first, count, shift(sums.max), static_cast<A*>(nullptr));
   }
 }
 
@@ -102,19 +160,13 @@ struct Staged {
 };
 
 template <typename T, typename A>
-SOFTREG_INLINE LogSumExp<A> log_sum_exp_of_row(const CrossEntropyRows<T, A>& args, int64_t row,
-                                               Staged<A>& staged) {
+SOFTREG_INLINE LogSumExp<A> log_sum_exp_of_chunks(const CrossEntropyRows<T, A>& args, int64_t row,
+                                                  Staged<A>& staged) {
   const T* logits = args.logits.row(row);
-  const bool as_they_are = args.transform.is_identity;
-  const int64_t classes = args.classes;
-  if (classes <= kChunk) {
-    return as_they_are ? log_sum_exp<A>(logits, classes)
-                       : log_sum_exp<A>(staged.fill(args.transform, logits, classes), classes);
-  }
   LaneLogits<A> lanes;
-  for (int64_t first = 0; first < classes; first += kChunk) {
-    const int64_t n = classes - first < kChunk ? classes - first : kChunk;
-    if (as_they_are) {
+  for (int64_t first = 0; first < args.classes; first += kChunk) {
+    const int64_t rest = args.classes - first, n = rest < kChunk ? rest : kChunk;
+    if (args.transform.is_identity) {
       add_logits(lanes, logits + first, n);
     } else {
       add_logits(lanes, staged.fill(args.transform, logits + first, n), n);
@@ -123,83 +175,64 @@ SOFTREG_INLINE LogSumExp<A> log_sum_exp_of_row(const CrossEntropyRows<T, A>& arg
   return fold_lanes(lanes);
 }
 
-// The coefficients of one row's log-probabilities, a vector at a time: a_c for a target of
-// probabilities, w_c for labels.
-template <typename T, typename A>
-struct RowWeights {
-  const A* weight;         // null: all 1
-  const T* probabilities;  // null: labels
-  A on, per;
-
-  RowWeights(const CrossEntropyRows<T, A>& args, int64_t row)
-      : weight(args.weight),
-        probabilities(args.has_probabilities() ? args.probabilities.row(row) : nullptr),
-        on(on_target(args)),
-        per(per_class(args)) {}
-
-  // Of the classes from c on; lanes past them are 0.
-  template <typename Lanes>
-  SOFTREG_INLINE Vec<A> class_weights(int64_t c, Lanes lanes) const {
-    return weight ? load_lanes(lanes, weight + c, A(0)) : one_in_lanes<A>(lanes);
-  }
-
-  template <typename Lanes>
-  SOFTREG_INLINE Vec<A> operator()(int64_t c, Lanes lanes) const {
-    const Vec<A> w = class_weights(c, lanes);
-    return probabilities ? probability_coefficient(w, load_lanes(lanes, probabilities + c, A(0)),
-                                                   Vec<A>(on), Vec<A>(per))
-                         : w;
-  }
-};
-
-// Classes whose weighted sum is taken in one go; longer sums are compensated.
+// Classes of a longer row whose weighted sum is taken in one go; their sums are compensated.
 constexpr int64_t kWeightedChunk = 256;
 
-// sum_c a_c and sum_c a_c (x_c - reference).
-struct RowSums {
-  CompensatedSum coefficient, logit;
-};
-
-// Adds those of the classes [first, first + n), whose logits `x` holds.
+// Adds to sum_c a_c and sum_c a_c (x_c - max) those of the classes [first, first + n), whose logits
+// `x` holds.
 template <typename T, typename A, typename X>
-SOFTREG_INLINE void add_weighted(const RowWeights<T, A>& weights, const X* x, int64_t first,
-                                 int64_t n, A reference, RowSums& sums) {
-  constexpr int64_t width = Vec<A>::size();
-  const Vec<A> origin(reference);
-  const auto of = [&](int64_t i, auto lanes) {
-    return WeightedSums<A>::of(weights(first + i, lanes),
-                               load_lanes(lanes, x + i, reference) - origin);
+SOFTREG_INLINE void add_weighted(CompensatedSum& coefficient, CompensatedSum& logit,
+                                 const RowWeights<T, A>& weights, const X* x, int64_t first,
+                                 int64_t n, A max) {
+  const Vec<A> common(shift(max));
+  const auto add = [&](LaneRowState<A> state, Vec<A> logits, int64_t i, auto lanes) {
+    add_weighted(state, weights(first + i, lanes), in_lanes(lanes, logits - common));
+    return state;
   };
-  const auto item = [&](int64_t i) { return of(i * width, All()); };
-  WeightedSums<A> lanes = fold_vectors(n / width, WeightedSums<A>(), item, Sum(), Sum());
-  if (n % width != 0) {
-    lanes = lanes + of(n / width * width, First{n % width});
-  }
-  sums.coefficient.add(fold_lanes(lanes.coefficient, Sum()));
-  sums.logit.add(fold_lanes(lanes.logit, Sum()));
+  const RowState<A> some =
+      fold_lanes(fold_row<false, A>(x, n, LaneRowState<A>::empty(), add, SumOfStates()), max);
+  coefficient.add(some.coefficient);
+  logit.add(some.logit);
 }
 
-// The second walk over a row, while it is in the cache: relative to the logsumexp nothing cancels.
+// The second walk over a row in several chunks, while it is in the cache.
 template <typename T, typename A>
-RowSums weighted_sums(const CrossEntropyRows<T, A>& args, int64_t row, A reference,
-                      Staged<A>& staged) {
-  const RowWeights<T, A> weights(args, row);
+RowState<A> with_weighted_sums(LogSumExp<A> state, const CrossEntropyRows<T, A>& args, int64_t row,
+                               const RowWeights<T, A>& weights, Staged<A>& staged) {
   const T* logits = args.logits.row(row);
-  RowSums sums;
+  CompensatedSum coefficient, logit;
   for (int64_t first = 0; first < args.classes; first += kWeightedChunk) {
     const int64_t rest = args.classes - first, n = rest < kWeightedChunk ? rest : kWeightedChunk;
     if (args.transform.is_identity) {
-      add_weighted(weights, logits + first, first, n, reference, sums);
+      add_weighted(coefficient, logit, weights, logits + first, first, n, state.max);
     } else {
-      add_weighted(weights, staged.fill(args.transform, logits + first, n), first, n, reference,
-                   sums);
+      add_weighted(coefficient, logit, weights, staged.fill(args.transform, logits + first, n),
+                   first, n, state.max);
     }
   }
-  return sums;
+  return {state, coefficient.total(), logit.total()};
 }
 
-// Calls then(row, target) after each row. `exps`: where the exponentials of its logits are left,
-// for rows in one chunk whose logits are taken as they are; else null.
+// `exps`: where the exponentials are left, for a row in one chunk whose logits are taken as they
+// are; else null.
+template <typename T, typename A>
+SOFTREG_INLINE RowState<A> state_of_row(const CrossEntropyRows<T, A>& args, int64_t row,
+                                        Staged<A>& staged, A* exps) {
+  const T* logits = args.logits.row(row);
+  const RowWeights<T, A> weights(args, row);
+  const bool weighted = args.all_classes_count();
+  if (args.classes <= kChunk) {
+    return args.transform.is_identity
+               ? state_of_chunk(logits, args.classes, weights, weighted, exps)
+               : state_of_chunk(staged.fill(args.transform, logits, args.classes), args.classes,
+                                weights, weighted, static_cast<A*>(nullptr));
+  }
+  const LogSumExp<A> state = log_sum_exp_of_chunks(args, row, staged);
+  return weighted ? with_weighted_sums(state, args, row, weights, staged)
+                  : RowState<A>{state, 0, 0};
+}
+
+// Calls then(row, target) after each row. `exps`: as for state_of_row().
 template <typename T, typename A, typename Then>
 SOFTREG_INLINE ForwardTotals forward_walk_along_row(const ForwardArgs<T, A>& args, int64_t begin,
                                                     int64_t end, A* exps, Then then) {
@@ -212,20 +245,17 @@ SOFTREG_INLINE ForwardTotals forward_walk_along_row(const ForwardArgs<T, A>& arg
       then(row, target);
       continue;
     }
-    const LogSumExp<A> state = exps ? log_sum_exp(args.logits.row(row), args.classes, exps)
-                                    : log_sum_exp_of_row(args, row, staged);
-    const A max = shift(state.max), log_sum = vlog(state.sum);
+    const RowState<A> state = state_of_row(args, row, staged, exps);
+    const A max = shift(state.exp.max), log_sum = vlog(state.exp.sum);
     double weighted_nll = 0;
     if (args.all_classes_count()) {
-      const A reference = reference_near(state);
-      const RowSums sums = weighted_sums(args, row, reference, staged);
-      weighted_nll = weighted_negative_log_likelihood<double>(
-          sums.coefficient.total(), log_sum + (max - reference), sums.logit.total());
+      weighted_nll =
+          weighted_negative_log_likelihood<double>(state.coefficient, log_sum, state.logit);
       if (args.has_probabilities()) {
-        args.coefficient_sum[row] = static_cast<A>(sums.coefficient.total());
+        args.coefficient_sum[row] = static_cast<A>(state.coefficient);
       }
     }
-    add_row(args, row, target, label_logit(args, row, target), max, state.sum, log_sum,
+    add_row(args, row, target, label_logit(args, row, target), max, state.exp.sum, log_sum,
             static_cast<A>(weighted_nll), totals);
     then(row, target);
   }
@@ -249,9 +279,8 @@ SOFTREG_INLINE void store_gradient(const BackwardArgs<T, A>& args, int64_t row, 
                                    const RowGradient<A>& gradient, GradientOf gradient_of) {
   const T* logits = args.logits.row(row);
   const RowWeights<T, A> weights(args, row);
-  // Off the target, coefficients matter for probabilities and for smoothed labels only.
-  const bool weighted = args.has_probabilities() || (args.all_classes_count() && args.weight);
   const Vec<A> scale(gradient.weight_scale), at_label(gradient.target_offset);
+  const bool weighted = args.coefficients_vary();
   store_row<A>(args.grad.row(row), args.classes, streams(args), [&](int64_t c, auto lanes) {
     fetch_ahead(logits + c);
     Vec<A> offset = weighted ? scale * weights(c, lanes) : scale;

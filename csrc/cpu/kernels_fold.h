@@ -2,6 +2,8 @@
 #pragma once
 
 #include "cpu/kernels_vec.h"
+// after the vectors, whose overloads the formulas call
+#include "core/row_state.h"
 
 namespace softreg {
 namespace {
@@ -20,18 +22,23 @@ struct Sum {
   }
 };
 
-// sum_c a_c and sum_c a_c (x_c - reference), each lane of its own classes or of its own row.
+// Each lane of its own row, or of its own classes of one row.
 template <typename A>
-struct WeightedSums {
-  Vec<A> coefficient{A(0)}, logit{A(0)};
+using LaneRowState = RowState<Vec<A>, Vec<A>>;
 
-  SOFTREG_INLINE static WeightedSums of(Vec<A> coefficient, Vec<A> logit) {
-    return {coefficient, coefficient * logit};
-  }
-  SOFTREG_INLINE WeightedSums operator+(const WeightedSums& other) const {
-    return {coefficient + other.coefficient, logit + other.logit};
+struct SumOfStates {
+  template <typename A>
+  SOFTREG_INLINE LaneRowState<A> operator()(LaneRowState<A> a, LaneRowState<A> b) const {
+    return sum_of(a, b, true);
   }
 };
+
+// Adds a logit with a coefficient, all but its exponential.
+template <typename A>
+SOFTREG_INLINE void add_weighted(LaneRowState<A>& state, Vec<A> coefficient, Vec<A> shifted) {
+  state.coefficient = state.coefficient + coefficient;
+  state.logit = at::vec::fmadd(coefficient, shifted, state.logit);
+}
 
 // Folds item(0), ..., item(n - 1) with `step`, starting from `init`, of which `combine` makes
 // nothing. Four accumulators hide the latency of `step`; in blocks of 16, for a sum of blocks of
@@ -44,6 +51,7 @@ SOFTREG_INLINE V fold_vectors(int64_t n, V init, Item item, Step step, Combine c
     V acc[4] = {init, init, init, init};
     int64_t i = begin;
     for (; i + 4 <= end; i += 4) {
+#pragma GCC unroll 4
       for (int64_t k = 0; k < 4; ++k) {
         acc[k] = step(acc[k], item(i + k));
       }

@@ -90,42 +90,51 @@ struct LaneTargets {
   }
 };
 
-// Sums of the rows of a block, a lane each. In double, which floats do not round by anything that
-// counts; what doubles round is kept.
+// Sums of as many values as there are lanes. Floats in double, which does not round them by
+// anything that counts; what doubles round is kept.
 template <typename A>
-struct LaneTotals {
-  struct Plain {
-    double sum = 0;
-    SOFTREG_INLINE void add(double x) { sum += x; }
-  };
-  using Sum = std::conditional_t<std::is_same_v<A, float>, Plain, CompensatedSum>;
-  static constexpr int64_t kLanes = Vec<A>::size();
-  Sum loss[kLanes], weight[kLanes];
+struct LaneSums {
+  CompensatedSum of_lane[Vec<A>::size()];
 
-  SOFTREG_INLINE static void add(Sum* sums, Vec<A> x) {
-    A lanes[kLanes];
+  SOFTREG_INLINE void add(Vec<A> x) {
+    A lanes[Vec<A>::size()];
     x.store(lanes);
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
-      sums[lane].add(lanes[lane]);
+    for (int64_t lane = 0; lane < Vec<A>::size(); ++lane) {
+      of_lane[lane].add(lanes[lane]);
     }
   }
 
-  SOFTREG_INLINE static void add_to(CompensatedSum& total, const Sum* sums) {
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
-      if constexpr (std::is_same_v<Sum, Plain>) {
-        total.add(sums[lane].sum);
-      } else {
-        total.add(sums[lane]);
+  SOFTREG_INLINE void add_to(CompensatedSum& total) const {
+    for (const CompensatedSum& sum : of_lane) {
+      total.add(sum);
+    }
+  }
+};
+
+template <>
+struct LaneSums<float> {
+  WideVec sums{Vec<double>(0), Vec<double>(0)};
+
+  SOFTREG_INLINE void add(Vec<float> x) {
+    const WideVec wide = widen(x);
+    sums = {sums.low + wide.low, sums.high + wide.high};
+  }
+
+  SOFTREG_INLINE void add_to(CompensatedSum& total) const {
+    for (const Vec<double>& half : {sums.low, sums.high}) {
+      double lanes[Vec<double>::size()];
+      half.store(lanes);
+      for (const double lane : lanes) {
+        total.add(lane);
       }
     }
   }
 };
 
-// Maximum and sum of a vector of rows, and the logits of their labels.
+// Over the rows of a block.
 template <typename A>
-struct LaneState {
-  LogSumExp<Vec<A>> of_logits{Vec<A>(-INFINITY), Vec<A>(0)};
-  Vec<A> label_logit{A(0)};
+struct LaneTotals {
+  LaneSums<A> loss, weight;
 };
 
 }  // namespace

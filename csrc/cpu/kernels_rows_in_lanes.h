@@ -17,9 +17,28 @@ struct Tiles {
   Tile<A> probabilities;
 };
 
-template <bool kKeepsExps, typename A>
-SOFTREG_INLINE void add_tile(LaneState<A>& state, Tiles<A>& tiles, const LaneTargets<A>& targets,
-                             int64_t first, int64_t n) {
+// a_c of the class first + c for a target of probabilities, w_c for labels where it has a meaning.
+template <typename T, typename A>
+SOFTREG_INLINE Vec<A> coefficient(const CrossEntropyRows<T, A>& args, const Tiles<A>& tiles,
+                                  int64_t first, int64_t c) {
+  const Vec<A> weight(args.all_classes_count() ? class_weight(args, first + c) : A(1));
+  return args.has_probabilities()
+             ? probability_coefficient(weight, tiles.probabilities[c], Vec<A>(args.on_target),
+                                       Vec<A>(args.per_class))
+             : weight;
+}
+
+// What the forward pass knows of a vector of rows.
+template <typename A>
+struct LaneForward {
+  LaneRowState<A> state = LaneRowState<A>::empty();
+  Vec<A> label_logit{A(0)};
+};
+
+template <bool kKeepsExps, typename T, typename A>
+SOFTREG_INLINE void add_tile(LaneForward<A>& rows, const CrossEntropyRows<T, A>& args,
+                             Tiles<A>& tiles, const LaneTargets<A>& targets, int64_t first,
+                             int64_t n) {
   const Tile<A>& tile = tiles.logits;
   const auto logit = [&](int64_t c) { return tile[c]; };
   const Vec<A> max = fold_vectors(n, Vec<A>(-INFINITY), logit, Max(), Max());
@@ -33,51 +52,49 @@ SOFTREG_INLINE void add_tile(LaneState<A>& state, Tiles<A>& tiles, const LaneTar
     }
     return sum;
   };
-  const LogSumExp<Vec<A>> some{max, fold_vectors(n, Vec<A>(0), number, add, Sum())};
-  state.of_logits = first == 0 ? some : merge(state.of_logits, some);
+  const bool weighted = args.all_classes_count();
+  LaneRowState<A> some = LaneRowState<A>::empty();
+  if (weighted) {
+    const auto add_with_coefficient = [&](LaneRowState<A> state, int64_t c) {
+      state.exp.sum = add(state.exp.sum, c);
+      add_weighted(state, coefficient(args, tiles, first, c), tile[c] - common);
+      return state;
+    };
+    some = fold_vectors(n, some, number, add_with_coefficient, SumOfStates());
+  } else {
+    some.exp.sum = fold_vectors(n, Vec<A>(0), number, add, Sum());
+  }
+  some.exp.max = max;
+  rows.state = first == 0 ? some : merge(rows.state, some, weighted);
   const Vec<A> label = targets.labels_from(first);
   for (int64_t c = 0; c < n; ++c) {
-    state.label_logit = where_equal(label, class_number<A>(c), tile[c], state.label_logit);
+    rows.label_logit = where_equal(label, class_number<A>(c), tile[c], rows.label_logit);
   }
-}
-
-template <typename T, typename A>
-SOFTREG_INLINE void add_tile(WeightedSums<A>& sums, const CrossEntropyRows<T, A>& args,
-                             const Tiles<A>& tiles, Vec<A> reference, int64_t first, int64_t n) {
-  const Vec<A> on(on_target(args)), per(per_class(args));
-  const auto item = [&](int64_t c) {
-    const Vec<A> weight(class_weight(args, first + c));
-    const Vec<A> coefficient =
-        args.has_probabilities() ? probability_coefficient(weight, tiles.probabilities[c], on, per)
-                                 : weight;
-    return WeightedSums<A>::of(coefficient, tiles.logits[c] - reference);
-  };
-  sums = sums + fold_vectors(n, WeightedSums<A>(), item, Sum(), Sum());
 }
 
 // Ends a vector of rows of the forward pass, as add_row() ends one.
 template <typename T, typename A>
 SOFTREG_INLINE void add_rows(const ForwardArgs<T, A>& args, int64_t row, int64_t count,
-                             const LaneTargets<A>& targets, const LaneState<A>& state,
-                             Vec<A> reference, const WeightedSums<A>& sums, LaneTotals<A>& totals) {
-  const Vec<A> max = shift(state.of_logits.max), log_sum = vlog(state.of_logits.sum);
+                             const LaneTargets<A>& targets, const LaneForward<A>& rows,
+                             LaneTotals<A>& totals) {
+  const LaneRowState<A>& state = rows.state;
+  const Vec<A> max = shift(state.exp.max), log_sum = vlog(state.exp.sum);
   store_part(args.row_max + row, count, max);
-  store_part(args.sum + row, count, state.of_logits.sum);
+  store_part(args.sum + row, count, state.exp.sum);
   if (args.lse) {
     store_part(args.lse + row, count, max + log_sum);
   }
   if (args.has_probabilities()) {
-    store_part(args.coefficient_sum + row, count, sums.coefficient);
+    store_part(args.coefficient_sum + row, count, state.coefficient);
   }
   Vec<A> weighted_nll(0);
   if (args.all_classes_count()) {
-    weighted_nll =
-        weighted_negative_log_likelihood(sums.coefficient, log_sum + (max - reference), sums.logit);
+    weighted_nll = weighted_negative_log_likelihood(state.coefficient, log_sum, state.logit);
   }
   const Vec<A> loss = targets.of_counting(
-      loss_of_row(args, targets.weight, state.label_logit, max, log_sum, weighted_nll));
-  totals.add(totals.loss, loss);
-  totals.add(totals.weight, targets.weight);
+      loss_of_row(args, targets.weight, rows.label_logit, max, log_sum, weighted_nll));
+  totals.loss.add(loss);
+  totals.weight.add(targets.weight);
   if (args.loss) {
     store_part(args.loss + row, count, loss);
   }
@@ -96,32 +113,21 @@ SOFTREG_INLINE ForwardTotals forward_walk(const ForwardArgs<T, A>& args, int64_t
     count = lanes_from(args, row, end);
     targets.read(args, row, count);
     const int64_t classes = targets.none_counts() && !args.lse ? 0 : args.classes;
-    LaneState<A> state;
+    LaneForward<A> rows;
     for_each_tile(classes, [&](int64_t first, int64_t n) {
       load_logits<T, A>(tiles.logits, kKeeps ? &tiles.slopes : nullptr, args, row, count, first, n);
-      add_tile<kKeeps>(state, tiles, targets, first, n);
+      if (args.has_probabilities()) {
+        tiles.probabilities.load(args.probabilities, row, count, first, n);
+      }
+      add_tile<kKeeps>(rows, args, tiles, targets, first, n);
     });
-    Vec<A> reference(0);
-    WeightedSums<A> sums;
-    if (args.all_classes_count()) {
-      reference = reference_near(state.of_logits);
-      for_each_tile(classes, [&](int64_t first, int64_t n) {
-        if (classes > kTileClasses) {
-          load_logits<T, A>(tiles.logits, nullptr, args, row, count, first, n);
-        }
-        if (args.has_probabilities()) {
-          tiles.probabilities.load(args.probabilities, row, count, first, n);
-        }
-        add_tile(sums, args, tiles, reference, first, n);
-      });
-    }
-    add_rows(args, row, count, targets, state, reference, sums, of_lanes);
-    then(row, count, targets, shift(state.of_logits.max), tiles);
+    add_rows(args, row, count, targets, rows, of_lanes);
+    then(row, count, targets, shift(rows.state.exp.max), tiles);
   }
   ForwardTotals totals;
   totals.bad_row = targets.bad_row(args, begin, end);
-  of_lanes.add_to(totals.loss, of_lanes.loss);
-  of_lanes.add_to(totals.weight, of_lanes.weight);
+  of_lanes.loss.add_to(totals.loss);
+  of_lanes.weight.add_to(totals.weight);
   return totals;
 }
 
@@ -163,27 +169,29 @@ SOFTREG_INLINE RowGradient<Vec<A>> row_gradients(const BackwardArgs<T, A>& args,
   return of_rows;
 }
 
+// Whether all gradients of a row but the label's have the same form, in one offset.
+template <typename T, typename A>
+SOFTREG_INLINE bool has_one_offset(const CrossEntropyRows<T, A>& args) {
+  return args.transform.is_identity && !args.coefficients_vary();
+}
+
 // Stores the gradients of the classes [first, first + n). exp_of(c): exp(x - max) of first + c.
-template <bool kPlain, typename T, typename A, typename ExpOf>
+template <bool kOneOffset, typename T, typename A, typename ExpOf>
 SOFTREG_INLINE void store_gradients(Tiles<A>& tiles, const BackwardArgs<T, A>& args, int64_t row,
                                     int64_t count, const LaneTargets<A>& targets,
                                     const RowGradient<Vec<A>>& rows, int64_t first, int64_t n,
                                     ExpOf exp_of) {
   TileOutput<T, A> output(args.grad, row, count, first, tiles.logits);
-  const Vec<A> on(on_target(args)), per(per_class(args));
   const bool all_flow = args.grad_lse || targets.all_count();
   const Vec<A> label = targets.labels_from(first);
   for (int64_t c = 0; c < n; ++c) {
     Vec<A> offset = rows.weight_scale;
-    if (!kPlain) {
-      const Vec<A> weight(args.all_classes_count() ? class_weight(args, first + c) : A(1));
-      offset = offset * (args.has_probabilities()
-                             ? probability_coefficient(weight, tiles.probabilities[c], on, per)
-                             : weight);
+    if (!kOneOffset) {
+      offset = offset * coefficient(args, tiles, first, c);
     }
     offset = where_equal(label, class_number<A>(c), rows.target_offset, offset);
     Vec<A> grad = logit_gradient(exp_of(c), rows.softmax_scale, offset, rows.upstream);
-    if (!kPlain && !args.transform.is_identity) {
+    if (!kOneOffset && !args.transform.is_identity) {
       grad = grad * tiles.slopes[c];
     }
     output.set(c, all_flow ? grad : targets.of_counting(grad));
@@ -191,7 +199,7 @@ SOFTREG_INLINE void store_gradients(Tiles<A>& tiles, const BackwardArgs<T, A>& a
   output.finish(n);
 }
 
-template <bool kPlain, typename T, typename A>
+template <bool kOneOffset, typename T, typename A>
 SOFTREG_INLINE int64_t backward_rows_in_lanes(const BackwardArgs<T, A>& args, int64_t begin,
                                               int64_t end) {
   Tiles<A> tiles;
@@ -204,11 +212,11 @@ SOFTREG_INLINE int64_t backward_rows_in_lanes(const BackwardArgs<T, A>& args, in
     const RowGradient<Vec<A>> rows = row_gradients(args, row, count, targets, max);
     for_each_tile(args.classes, [&](int64_t first, int64_t n) {
       load_logits<T, A>(tiles.logits, &tiles.slopes, args, row, count, first, n);
-      if (!kPlain && args.has_probabilities()) {
+      if (!kOneOffset && args.has_probabilities()) {
         tiles.probabilities.load(args.probabilities, row, count, first, n);
       }
-      store_gradients<kPlain>(tiles, args, row, count, targets, rows, first, n,
-                              [&](int64_t c) { return vexp(tiles.logits[c] - max); });
+      store_gradients<kOneOffset>(tiles, args, row, count, targets, rows, first, n,
+                                  [&](int64_t c) { return vexp(tiles.logits[c] - max); });
     });
   }
   return targets.bad_row(args, begin, end);
@@ -216,12 +224,12 @@ SOFTREG_INLINE int64_t backward_rows_in_lanes(const BackwardArgs<T, A>& args, in
 
 template <typename T, typename A>
 int64_t backward_rows_in_lanes(const BackwardArgs<T, A>& args, int64_t begin, int64_t end) {
-  return args.is_plain() ? backward_rows_in_lanes<true>(args, begin, end)
-                         : backward_rows_in_lanes<false>(args, begin, end);
+  return has_one_offset(args) ? backward_rows_in_lanes<true>(args, begin, end)
+                              : backward_rows_in_lanes<false>(args, begin, end);
 }
 
 // Both passes in one, for one tile of classes: nothing is read twice, no exponential taken twice.
-template <bool kPlain, typename T, typename A>
+template <bool kOneOffset, typename T, typename A>
 SOFTREG_INLINE ForwardTotals forward_with_gradient_in_lanes(const ForwardArgs<T, A>& forward,
                                                             const BackwardArgs<T, A>& backward,
                                                             int64_t begin, int64_t end) {
@@ -229,8 +237,8 @@ SOFTREG_INLINE ForwardTotals forward_with_gradient_in_lanes(const ForwardArgs<T,
       forward, begin, end,
       [&](int64_t row, int64_t count, const LaneTargets<A>& targets, Vec<A> max, Tiles<A>& tiles) {
         const RowGradient<Vec<A>> rows = row_gradients(backward, row, count, targets, max);
-        store_gradients<kPlain>(tiles, backward, row, count, targets, rows, 0, backward.classes,
-                                [&](int64_t c) { return tiles.exps[c]; });
+        store_gradients<kOneOffset>(tiles, backward, row, count, targets, rows, 0, backward.classes,
+                                    [&](int64_t c) { return tiles.exps[c]; });
       });
 }
 
@@ -238,14 +246,15 @@ template <typename T, typename A>
 ForwardTotals forward_with_gradient_in_lanes(const ForwardArgs<T, A>& forward,
                                              const BackwardArgs<T, A>& backward, int64_t begin,
                                              int64_t end) {
-  return forward.is_plain() ? forward_with_gradient_in_lanes<true>(forward, backward, begin, end)
-                            : forward_with_gradient_in_lanes<false>(forward, backward, begin, end);
+  return has_one_offset(forward)
+             ? forward_with_gradient_in_lanes<true>(forward, backward, begin, end)
+             : forward_with_gradient_in_lanes<false>(forward, backward, begin, end);
 }
 
 template <typename T, typename A>
 int64_t grad_target_rows_in_lanes(const BackwardArgs<T, A>& args, int64_t begin, int64_t end) {
   Tile<A> tile;
-  const Vec<A> on(on_target(args));
+  const Vec<A> on(args.on_target);
   int64_t count;
   for (int64_t row = begin; row < end; row += count) {
     count = args.grad.rows_in_sample(row, lanes_from(args, row, end));

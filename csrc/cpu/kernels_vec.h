@@ -155,6 +155,28 @@ SOFTREG_INLINE Vec<float> load_first(const T* x, int64_t count) {
   return std::get<0>(at::vec::convert_to_float<T>(Vec<T>::loadu(x, count)));
 }
 
+struct WideVec {
+  Vec<double> low, high;
+};
+
+SOFTREG_INLINE WideVec widen(Vec<float> x) {
+#if defined(CPU_CAPABILITY_AVX512)
+  return {_mm512_cvtps_pd(_mm512_castps512_ps256(x)),
+          _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1))};
+#elif defined(CPU_CAPABILITY_AVX2)
+  return {_mm256_cvtps_pd(_mm256_castps256_ps128(x)), _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1))};
+#else
+  constexpr int64_t half = Vec<double>::size();
+  float lanes[Vec<float>::size()];
+  double wide[2 * half];
+  x.store(lanes);
+  for (int64_t lane = 0; lane < 2 * half; ++lane) {
+    wide[lane] = lanes[lane];
+  }
+  return {Vec<double>::loadu(wide), Vec<double>::loadu(wide + half)};
+#endif
+}
+
 template <typename A>
 SOFTREG_INLINE Vec<A> lane_numbers() {
   return Vec<A>::arange(A(0), A(1));

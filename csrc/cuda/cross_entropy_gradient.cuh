@@ -83,7 +83,7 @@ struct TargetGradients {
         head(head),
         max(args.row_max[row]),
         log_sum(vlog(args.sum[row])),
-        on(on_target(args)),
+        on(args.on_target),
         upstream(upstream_gradient(args, row)) {}
 
   __device__ __forceinline__ SlotItems<T, kWidth> of(int first, SlotItems<T, kWidth> raw) const {

@@ -41,7 +41,7 @@ __device__ __forceinline__ SlotItems<A, Pack<T>::kItems> coefficients(
   constexpr int kWidth = Pack<T>::kItems;
   SlotItems<A, kWidth> of_class = class_weights(args, first, head);
   if (args.has_probabilities()) {
-    const A on = on_target(args), per = per_class(args);
+    const A on = args.on_target, per = args.per_class;
     SlotItems<T, kWidth> probability =
         items_of(args.probabilities, row, args.classes, head).template load<kWidth>(first, T(0));
 #pragma unroll
