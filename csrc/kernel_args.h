@@ -85,6 +85,9 @@ struct CrossEntropyRows {
   LogitTransform<A> transform;
 
   SOFTREG_INLINE bool has_probabilities() const { return probabilities.data != nullptr; }
+  SOFTREG_INLINE bool classes_adjacent() const {
+    return logits.classes_adjacent() && (!has_probabilities() || probabilities.classes_adjacent());
+  }
   // Whether classes besides the label's have a coefficient, and so their weights a meaning.
   SOFTREG_INLINE bool all_classes_count() const { return has_probabilities() || per_class > 0; }
   // Whether classes off the target differ in their coefficients.

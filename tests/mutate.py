@@ -16,6 +16,7 @@ SUITES = ["test_beyond_the_original.py", "test_functional.py", "test_probabiliti
 SUITES += ["test_k_dimensional.py", "test_autograd.py", "test_properties.py"]
 SUITES += ["test_large_gradients.py", "cpu/test_large_results.py"]
 SUITES += ["test_early_gradient.py", "test_forward_with_gradient.py", "test_sums.py"]
+SUITES += ["test_few_long_rows.py"]
 
 
 class Mutation(NamedTuple):
@@ -48,7 +49,14 @@ MUTATIONS = [
     Mutation("core/row_state.h", "state.coefficient * change", "state.coefficient"),
     Mutation("cpu/kernels_memory.h", "return padded(x, lanes.count, A(0));", "return x;"),
     Mutation("cpu/kernels_lanes.h", "sums.high + wide.high", "sums.high"),
-    Mutation("cpu/kernels_along_row.h", "lanes.max > sums.max", "lanes.max < sums.max"),
+    Mutation("cpu/kernels_row_state.h", "lanes.max > sums.max", "lanes.max < sums.max"),
+    Mutation("cpu/kernels_along_row.h", "target.label - columns.first", "target.label"),
+    Mutation(
+        "cpu/kernels_row_state.h", "args.weight ? args.weight + first", "args.weight ? args.weight"
+    ),
+    Mutation(
+        "cpu/kernels_along_row.h", "merge(state, states[i], args.all_classes_count())", "states[i]"
+    ),
     Mutation("cpu/kernels_along_row.h", "static_cast<A>(lane)), at_label", "A(0)), at_label"),
     Mutation("cpu/kernels_memory.h", "stored(0).store(to);", ""),
     Mutation("cpu/kernels_memory.h", "sizeof(T) % step", "sizeof(T) % width"),
@@ -59,7 +67,7 @@ MUTATIONS = [
     Mutation("cpu/kernels_rows_in_lanes.h", "*of = targets.of_counting(*of)", "*of = *of"),
     Mutation("cpu/kernels_rows_in_lanes.h", "all_flow ? grad : targets.of_counting(grad)", "grad"),
     Mutation("cpu/kernels.inc.h", "forward_args.logits.inner == grad.inner", "true"),
-    Mutation("cpu/kernels_along_row.h", "exp.store(exps + i);", "exp.store(exps);"),
+    Mutation("cpu/kernels_row_state.h", "exp.store(exps + i);", "exp.store(exps);"),
     Mutation("cpu/cross_entropy.cpp", "is_mean && divisor != expected", "false"),
     Mutation("autograd/cross_entropy.cpp", "ctx->saved_data.erase(saved);", ""),
     Mutation("autograd/cross_entropy.cpp", " && !at::GradMode::is_enabled()", ""),

@@ -61,6 +61,14 @@ def test_matches_torch(
     check(logits, target, weight=weight if weighted else None, **options)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+def test_few_long_rows(dtype: torch.dtype, weighted: bool) -> None:
+    logits, _, weight = make_case(3, 70001, dtype)
+    target = logits.double().flip(1).softmax(1).to(dtype)
+    check(logits, target, weight=weight if weighted else None, label_smoothing=0.1)
+
+
 @pytest.mark.parametrize("shape", [(3, 5, 7), (2, 40, 3, 6), (2, 3, 2, 2, 17), (1, 6, 1, 1), (6,)])
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 def test_shapes(shape: tuple[int, ...], reduction: str) -> None:

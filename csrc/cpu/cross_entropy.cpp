@@ -19,37 +19,64 @@ namespace {
 // Logits worth a block of rows, and worth a thread of its own.
 constexpr int64_t kBlockLogits = 4096;
 constexpr int64_t kThreadLogits = 32768;
+// Rows so few that threads share each of them, where it is long enough for two.
+constexpr int64_t kFewRows = 32;
 // A multiple of every vector's lanes, for rows that fill them.
 constexpr int64_t kLanes = 16;
 
-// Calls body(block, begin, end) for blocks of rows, in parallel. The blocks depend on the shape
-// alone, so that what is summed block by block has the same bits whatever the number of threads.
+constexpr int64_t parts_of(int64_t n, int64_t in_part) { return (n + in_part - 1) / in_part; }
+constexpr int64_t rounded_up(int64_t n, int64_t unit) { return parts_of(n, unit) * unit; }
+
+// Calls body(block, begin, end, columns) for blocks of rows, in parallel; of few long rows for some
+// columns of a row at a time. The blocks depend on the shape alone, so that what is summed block
+// by block has the same bits whatever the number of threads.
 struct RowBlocks {
   int64_t rows;
   int64_t classes;
   int64_t rows_per_block;
-  int64_t count;
+  int64_t columns_per_block;
+  int64_t columns_of_row = 1;  // blocks of them
 
+  // `splits`: whether the kernel takes columns of a row by themselves.
   template <typename T, typename A>
-  explicit RowBlocks(const CrossEntropyRows<T, A>& args)
+  RowBlocks(const CrossEntropyRows<T, A>& args, bool splits)
       : rows(args.rows),
         classes(args.classes),
-        rows_per_block(std::max<int64_t>(1, kBlockLogits / std::max<int64_t>(1, classes))) {
+        rows_per_block(std::max<int64_t>(1, kBlockLogits / std::max<int64_t>(1, classes))),
+        columns_per_block(classes) {
     const bool rows_adjacent = args.logits.inner > 1;
     if (rows_adjacent || rows_per_block > kLanes) {
-      rows_per_block = (rows_per_block + kLanes - 1) / kLanes * kLanes;
+      rows_per_block = rounded_up(rows_per_block, kLanes);
     }
-    count = (rows + rows_per_block - 1) / rows_per_block;
+    if (splits && rows < kFewRows && classes >= 2 * kThreadLogits) {
+      const int64_t parts = parts_of(classes, kThreadLogits);
+      columns_per_block = rounded_up(parts_of(classes, parts), kLanes);
+      columns_of_row = parts_of(classes, columns_per_block);
+    }
+  }
+
+  int64_t count() const { return parts_of(rows, rows_per_block) * columns_of_row; }
+
+  Columns columns(int64_t index) const {
+    const int64_t first = index * columns_per_block;
+    return {first, std::min(columns_per_block, classes - first)};
+  }
+
+  RowBlocks of_whole_rows() const {
+    RowBlocks blocks = *this;
+    blocks.columns_per_block = classes;
+    blocks.columns_of_row = 1;
+    return blocks;
   }
 
   template <typename Body>
   void parallel_for_each(const Body& body) const {
-    const int64_t block_logits = std::max<int64_t>(1, rows_per_block * classes);
+    const int64_t block_logits = std::max<int64_t>(1, rows_per_block * columns_per_block);
     const int64_t grain = std::max<int64_t>(1, kThreadLogits / block_logits);
-    at::parallel_for(0, count, grain, [&](int64_t first, int64_t last) {
+    at::parallel_for(0, count(), grain, [&](int64_t first, int64_t last) {
       for (int64_t block = first; block < last; ++block) {
-        const int64_t begin = block * rows_per_block;
-        body(block, begin, std::min(rows, begin + rows_per_block));
+        const int64_t begin = block / columns_of_row * rows_per_block;
+        body(block, begin, std::min(rows, begin + rows_per_block), columns(block % columns_of_row));
       }
     });
   }
@@ -65,25 +92,14 @@ at::Tensor weight_sum_cpu(const at::Tensor& weight) {
   return sum;
 }
 
-// Returns what the mean divides by. kernel(begin, end) returns the totals of these rows.
-template <typename T, typename A, typename Kernel>
-double run_forward(const CrossEntropyArgs& args, const ForwardArgs<T, A>& kernel_args,
-                   const ForwardOutputs& outputs, const Kernel& kernel) {
-  const RowBlocks blocks(kernel_args);
-  c10::SmallVector<ForwardTotals, 32> totals(blocks.count);
-  blocks.parallel_for_each(
-      [&](int64_t block, int64_t begin, int64_t end) { totals[block] = kernel(begin, end); });
-
-  ForwardTotals all;
-  for (const ForwardTotals& block : totals) {
-    all.loss.add(block.loss);
-    all.weight.add(block.weight);
-    all.bad_row = std::min(all.bad_row, block.bad_row);
+// Writes the results that are of all rows; returns what the mean divides by.
+template <typename T, typename A>
+double finish_forward(const CrossEntropyArgs& args, const ForwardArgs<T, A>& kernel_args,
+                      const ForwardOutputs& outputs, const ForwardTotals& totals) {
+  if (totals.bad_row != kNoBadRow) {
+    throw_bad_label(args, totals.bad_row, kernel_args.labels[totals.bad_row]);
   }
-  if (all.bad_row != kNoBadRow) {
-    throw_bad_label(args, all.bad_row, kernel_args.labels[all.bad_row]);
-  }
-  const double sum = all.loss.total(), divisor = all.weight.total();
+  const double sum = totals.loss.total(), divisor = totals.weight.total();
   if (args.reduction != Reduction::kNone) {
     *outputs.loss.mutable_data_ptr<T>() =
         static_cast<T>(args.reduction == Reduction::kMean ? sum / divisor : sum);
@@ -92,21 +108,63 @@ double run_forward(const CrossEntropyArgs& args, const ForwardArgs<T, A>& kernel
   return divisor;
 }
 
+// kernel(begin, end) returns the totals of these rows.
+template <typename Kernel>
+ForwardTotals run_forward(const RowBlocks& blocks, const Kernel& kernel) {
+  c10::SmallVector<ForwardTotals, 32> totals(blocks.count());
+  blocks.parallel_for_each([&](int64_t block, int64_t begin, int64_t end, Columns) {
+    totals[block] = kernel(begin, end);
+  });
+  ForwardTotals all;
+  for (const ForwardTotals& block : totals) {
+    all.loss.add(block.loss);
+    all.weight.add(block.weight);
+    all.bad_row = std::min(all.bad_row, block.bad_row);
+  }
+  return all;
+}
+
+template <typename T, typename A>
+ForwardTotals run_forward(const ForwardArgs<T, A>& args) {
+  const auto& kernels = active_kernels().of<T>();
+  const RowBlocks blocks(args, args.classes_adjacent());
+  if (blocks.columns_of_row == 1) {
+    return run_forward(
+        blocks, [&](int64_t begin, int64_t end) { return kernels.forward(args, begin, end); });
+  }
+  c10::SmallVector<RowState<A>, 32> states(blocks.count());
+  blocks.parallel_for_each([&](int64_t block, int64_t row, int64_t, Columns columns) {
+    states[block] = kernels.state_of_columns(args, row, columns);
+  });
+  return kernels.forward_of_states(args, 0, args.rows, states.data(), blocks.columns_of_row);
+}
+
+// The same bits, by one thread.
+template <typename T, typename A>
+ForwardTotals forward_of_long_row(const ForwardArgs<T, A>& args, const RowBlocks& blocks,
+                                  int64_t row) {
+  const auto& kernels = active_kernels().of<T>();
+  c10::SmallVector<RowState<A>, 32> states(blocks.columns_of_row);
+  for (int64_t i = 0; i < blocks.columns_of_row; ++i) {
+    states[i] = kernels.state_of_columns(args, row, blocks.columns(i));
+  }
+  return kernels.forward_of_states(args, row, row + 1, states.data(), blocks.columns_of_row);
+}
+
 template <typename T>
 void forward_typed(const CrossEntropyArgs& args, const ForwardOutputs& outputs) {
   const KernelInputs<T> inputs(args, weight_sum_cpu);
   const auto kernel_args = forward_args(args, inputs, outputs);
-  const auto kernel = active_kernels().of<T>().forward;
-  run_forward(args, kernel_args, outputs,
-              [&](int64_t begin, int64_t end) { return kernel(kernel_args, begin, end); });
+  finish_forward(args, kernel_args, outputs, run_forward(kernel_args));
 }
 
 // Returns the first bad row.
 template <typename T, typename A>
 int64_t run_gradient(GradientKernel<T>* kernel, const BackwardArgs<T, A>& args) {
   std::atomic<int64_t> bad_row{kNoBadRow};
-  RowBlocks(args).parallel_for_each([&](int64_t, int64_t begin, int64_t end) {
-    const int64_t bad = kernel(args, begin, end);
+  const RowBlocks blocks(args, args.classes_adjacent() && args.grad.classes_adjacent());
+  blocks.parallel_for_each([&](int64_t, int64_t begin, int64_t end, Columns columns) {
+    const int64_t bad = kernel(args, begin, end, columns);
     for (int64_t first = bad_row; bad < first && !bad_row.compare_exchange_weak(first, bad);) {
     }
   });
@@ -157,18 +215,33 @@ void forward_with_gradient_typed(const CrossEntropyArgs& args, double grad_loss,
   const KernelInputs<T> inputs(args, weight_sum_cpu);
   const ForwardArgs<T, A> kernel_args = forward_args(args, inputs, outputs);
   const WrittenGradient<T> written(outputs.grad_logits);
+  const bool is_mean = args.reduction == Reduction::kMean;
   const auto gradient_by = [&](double divisor) {
     return backward_args<T>(kernel_args, static_cast<A>(grad_loss / divisor), written.matrix());
   };
-  const bool is_mean = args.reduction == Reduction::kMean;
-  const double expected = is_mean ? expected_total_weight(kernel_args) : 1;
-  const BackwardArgs<T, A> gradient_args = gradient_by(expected);
   const auto& kernels = active_kernels().of<T>();
-  const double divisor = run_forward(args, kernel_args, outputs, [&](int64_t begin, int64_t end) {
-    return kernels.forward_with_gradient(kernel_args, gradient_args, begin, end);
-  });
-  if (is_mean && divisor != expected) {
-    run_gradient<T>(kernels.backward, gradient_by(divisor));
+  const RowBlocks blocks(kernel_args, kernel_args.classes_adjacent());
+  const bool shares_rows = blocks.columns_of_row > 1;
+  if (shares_rows && kernel_args.rows < at::get_num_threads()) {
+    const ForwardTotals totals = run_forward(kernel_args);
+    const double divisor = finish_forward(args, kernel_args, outputs, totals);
+    run_gradient<T>(kernels.backward, gradient_by(is_mean ? divisor : 1));
+  } else {
+    const double expected = is_mean ? expected_total_weight(kernel_args) : 1;
+    const BackwardArgs<T, A> gradient_args = gradient_by(expected);
+    const auto forward_with_gradient = [&](int64_t begin, int64_t end) {
+      if (!shares_rows) {
+        return kernels.forward_with_gradient(kernel_args, gradient_args, begin, end);
+      }
+      const ForwardTotals totals = forward_of_long_row(kernel_args, blocks, begin);
+      kernels.backward(gradient_args, begin, end, {0, kernel_args.classes});
+      return totals;
+    };
+    const ForwardTotals totals = run_forward(blocks.of_whole_rows(), forward_with_gradient);
+    const double divisor = finish_forward(args, kernel_args, outputs, totals);
+    if (is_mean && divisor != expected) {
+      run_gradient<T>(kernels.backward, gradient_by(divisor));
+    }
   }
   written.copy_to_result();
 }

@@ -6,9 +6,16 @@
 
 #include <type_traits>
 
+#include "core/row_state.h"
 #include "kernel_args.h"
 
 namespace softreg {
+
+// The classes [first, first + count): all of them, but where threads share rows whose classes are
+// adjacent.
+struct Columns {
+  int64_t first, count;
+};
 
 // Each works on the rows [begin, end).
 template <typename T>
@@ -16,7 +23,8 @@ using ForwardKernel = ForwardTotals(const ForwardArgs<T, Accumulator<T>>&, int64
                                     int64_t end);
 // Returns the first bad row, or kNoBadRow.
 template <typename T>
-using GradientKernel = int64_t(const BackwardArgs<T, Accumulator<T>>&, int64_t begin, int64_t end);
+using GradientKernel = int64_t(const BackwardArgs<T, Accumulator<T>>&, int64_t begin, int64_t end,
+                               Columns);
 
 // The backward pass follows the forward pass, whose state it is given, while rows are at hand.
 template <typename T>
@@ -24,12 +32,24 @@ using ForwardWithGradientKernel = ForwardTotals(const ForwardArgs<T, Accumulator
                                                 const BackwardArgs<T, Accumulator<T>>&,
                                                 int64_t begin, int64_t end);
 
+// What some columns of a row add to it, and the forward pass of rows from that: `states` holds
+// those of row after row, columns_of_row each.
+template <typename T>
+using ColumnsKernel = RowState<Accumulator<T>>(const ForwardArgs<T, Accumulator<T>>&, int64_t row,
+                                               Columns);
+template <typename T>
+using ForwardOfStatesKernel = ForwardTotals(const ForwardArgs<T, Accumulator<T>>&, int64_t begin,
+                                            int64_t end, const RowState<Accumulator<T>>* states,
+                                            int64_t columns_of_row);
+
 template <typename T>
 struct CrossEntropyKernels {
   ForwardKernel<T>* forward;
   ForwardWithGradientKernel<T>* forward_with_gradient;
   GradientKernel<T>* backward;
   GradientKernel<T>* grad_target;
+  ColumnsKernel<T>* state_of_columns;
+  ForwardOfStatesKernel<T>* forward_of_states;
 };
 
 struct KernelSet {

@@ -19,8 +19,7 @@ constexpr int64_t kMostForward = kTransposes<T> && Vec<float>::size() == 16 ? 12
 
 template <typename T, typename A>
 bool goes_along_row(const CrossEntropyRows<T, A>& args, int64_t most_side_by_side) {
-  return args.classes > most_side_by_side && args.logits.classes_adjacent() &&
-         (!args.has_probabilities() || args.probabilities.classes_adjacent());
+  return args.classes > most_side_by_side && args.classes_adjacent();
 }
 
 template <typename T>
@@ -30,9 +29,10 @@ ForwardTotals forward(const ForwardArgs<T, Accumulator<T>>& args, int64_t begin,
 }
 
 template <typename T>
-int64_t backward(const BackwardArgs<T, Accumulator<T>>& args, int64_t begin, int64_t end) {
+int64_t backward(const BackwardArgs<T, Accumulator<T>>& args, int64_t begin, int64_t end,
+                 Columns columns) {
   return goes_along_row(args, kMostBackward) && args.grad.classes_adjacent()
-             ? backward_along_row(args, begin, end)
+             ? backward_along_row(args, begin, end, columns)
              : backward_rows_in_lanes(args, begin, end);
 }
 
@@ -52,20 +52,22 @@ ForwardTotals forward_with_gradient(const ForwardArgs<T, Accumulator<T>>& forwar
     return forward_with_gradient_along_row(forward_args, backward_args, begin, end);
   }
   const ForwardTotals totals = forward<T>(forward_args, begin, end);
-  backward<T>(backward_args, begin, end);
+  backward<T>(backward_args, begin, end, all_columns(backward_args));
   return totals;
 }
 
 template <typename T>
-int64_t grad_target(const BackwardArgs<T, Accumulator<T>>& args, int64_t begin, int64_t end) {
+int64_t grad_target(const BackwardArgs<T, Accumulator<T>>& args, int64_t begin, int64_t end,
+                    Columns columns) {
   return goes_along_row(args, kMostBackward) && args.grad.classes_adjacent()
-             ? grad_target_along_row(args, begin, end)
+             ? grad_target_along_row(args, begin, end, columns)
              : grad_target_rows_in_lanes(args, begin, end);
 }
 
 template <typename T>
-constexpr CrossEntropyKernels<T> kKernels = {forward<T>, forward_with_gradient<T>, backward<T>,
-                                             grad_target<T>};
+constexpr CrossEntropyKernels<T> kKernels = {forward<T>,          forward_with_gradient<T>,
+                                             backward<T>,         grad_target<T>,
+                                             state_of_columns<T>, forward_of_states<T>};
 
 }  // namespace
 

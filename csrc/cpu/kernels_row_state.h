@@ -1,0 +1,233 @@
+// What a walk along a row collects, or along some columns of it: logsumexp and weighted sums, a
+// vector at a time. Included by the kernels alone.
+#pragma once
+
+#include "cpu/kernels.h"
+#include "cpu/kernels_fold.h"
+#include "cpu/kernels_memory.h"
+// after the vectors, whose overloads the formulas call
+#include "core/cross_entropy.h"
+
+namespace softreg {
+namespace {
+
+// Logits that stay in the first-level cache while they are staged.
+constexpr int64_t kChunk = 2048;
+
+template <typename T, typename A>
+SOFTREG_INLINE Columns all_columns(const CrossEntropyRows<T, A>& args) {
+  return {0, args.classes};
+}
+
+// The coefficients of one row's log-probabilities, a vector at a time: a_c for a target of
+// probabilities, w_c for labels. Numbered from the first of some columns.
+template <typename T, typename A>
+struct RowWeights {
+  const A* weight;         // null: all 1
+  const T* probabilities;  // null: labels
+  A on, per;
+
+  RowWeights(const CrossEntropyRows<T, A>& args, int64_t row, int64_t first)
+      : weight(args.weight ? args.weight + first : nullptr),
+        probabilities(args.has_probabilities() ? args.probabilities.row(row) + first : nullptr),
+        on(args.on_target),
+        per(args.per_class) {}
+
+  // Of the classes from c on; lanes past them are 0.
+  template <typename Lanes>
+  SOFTREG_INLINE Vec<A> class_weights(int64_t c, Lanes lanes) const {
+    return weight ? load_lanes(lanes, weight + c, A(0)) : in_lanes(lanes, Vec<A>(1));
+  }
+
+  template <typename Lanes>
+  SOFTREG_INLINE Vec<A> operator()(int64_t c, Lanes lanes) const {
+    const Vec<A> w = class_weights(c, lanes);
+    if (probabilities) {
+      fetch_ahead(probabilities + c);
+    }
+    return probabilities ? probability_coefficient(w, load_lanes(lanes, probabilities + c, A(0)),
+                                                   Vec<A>(on), Vec<A>(per))
+                         : w;
+  }
+};
+
+// Folds x[0, n) by step(folded, logits, i, lanes), those from the i-th on; lanes past the end see
+// -inf.
+template <bool kFetches, typename A, typename T, typename V, typename Step, typename Combine>
+SOFTREG_INLINE V fold_row(const T* x, int64_t n, V init, Step step, Combine combine) {
+  constexpr int64_t width = Vec<A>::size();
+  const auto first = [](int64_t i) { return i * width; };
+  const auto whole = [&](V folded, int64_t i) {
+    if constexpr (kFetches) {
+      fetch_ahead(x + i);
+    }
+    return step(folded, load_vec(x + i), i, All());
+  };
+  const V total = fold_vectors(n / width, init, first, whole, combine);
+  const int64_t rest = n % width, i = n - rest;
+  return rest == 0 ? total
+                   : step(total, load_part(x + i, rest, -static_cast<A>(INFINITY)), i, First{rest});
+}
+
+template <typename A, typename T>
+SOFTREG_INLINE Vec<A> max_of(const T* x, int64_t n, Vec<A> init) {
+  const auto step = [](Vec<A> max, Vec<A> logits, int64_t, auto) { return vmax(max, logits); };
+  return fold_row<false, A>(x, n, init, step, Max());
+}
+
+// sum + exp(shifted), which is left at `exps`, if given, with those before: whole vectors of them.
+template <typename A>
+SOFTREG_INLINE Vec<A> add_exp_to(Vec<A> sum, Vec<A> shifted, A* exps, int64_t i) {
+  Vec<A> exp;
+  sum = add_exp(sum, shifted, exp);
+  if (exps) {
+    exp.store(exps + i);
+  }
+  return sum;
+}
+
+template <typename A, typename T>
+SOFTREG_INLINE Vec<A> sum_of_exp(const T* x, int64_t n, Vec<A> common, A* exps) {
+  const auto add = [=](Vec<A> sum, Vec<A> logits, int64_t i, auto) {
+    return add_exp_to(sum, logits - common, exps, i);
+  };
+  return fold_row<true, A>(x, n, Vec<A>(0), add, Sum());
+}
+
+// Of lanes that are all relative to `max`.
+template <typename A>
+SOFTREG_INLINE RowState<A> fold_lanes(const LaneRowState<A>& lanes, A max) {
+  return {{max, fold_lanes(lanes.exp.sum, Sum())},
+          fold_lanes(lanes.coefficient, Sum()),
+          fold_lanes(lanes.logit, Sum())};
+}
+
+// Of a row in one chunk, with the sums of its weighted logits if `weighted`.
+template <typename T, typename A, typename X>
+SOFTREG_INLINE RowState<A> state_of_chunk(const X* x, int64_t n, const RowWeights<T, A>& weights,
+                                          bool weighted, A* exps) {
+  const A max = fold_lanes(max_of(x, n, Vec<A>(-INFINITY)), Max());
+  const Vec<A> common(shift(max));
+  if (!weighted) {
+    return {{max, fold_lanes(sum_of_exp(x, n, common, exps), Sum())}, 0, 0};
+  }
+  const auto add = [&](LaneRowState<A> state, Vec<A> logits, int64_t i, auto lanes) {
+    const Vec<A> shifted = logits - common;
+    state.exp.sum = add_exp_to(state.exp.sum, shifted, exps, i);
+    add_weighted(state, weights(i, lanes), in_lanes(lanes, shifted));
+    return state;
+  };
+  return fold_lanes(fold_row<true, A>(x, n, LaneRowState<A>::empty(), add, SumOfStates()), max);
+}
+
+// Of a longer one, lane by lane. `sums` are relative to a maximum that stays behind until `max` is
+// more than 1 ahead: in a row that climbs by little, each change of it would round all there is.
+template <typename A>
+struct LaneLogits {
+  Vec<A> max{-static_cast<A>(INFINITY)};
+  LogSumExp<Vec<A>> sums{max, Vec<A>(0)};
+};
+
+// Adds the logits x[0, n), by blocks so short that memory does not wait while their sums are taken.
+template <typename A, typename T>
+SOFTREG_INLINE void add_logits(LaneLogits<A>& lanes, const T* x, int64_t n) {
+  constexpr int64_t kBlock = 16 * Vec<A>::size();
+  LogSumExp<Vec<A>>& sums = lanes.sums;
+  for (int64_t first = 0; first < n; first += kBlock) {
+    const int64_t count = n - first < kBlock ? n - first : kBlock;
+    lanes.max = max_of(x + first, count, lanes.max);
+    const Vec<A> is_ahead = lanes.max > sums.max + Vec<A>(1);
+    sums = relative_to(sums, Vec<A>::blendv(sums.max, lanes.max, is_ahead));
+    sums.sum = sums.sum + sum_of_exp(x + first, count, shift(sums.max), static_cast<A*>(nullptr));
+  }
+}
+
+template <typename A>
+SOFTREG_INLINE LogSumExp<A> fold_lanes(const LaneLogits<A>& lanes) {
+  const A max = fold_lanes(lanes.max, Max());
+  return {max, fold_lanes(relative_to(lanes.sums, Vec<A>(max)).sum, Sum())};
+}
+
+// A chunk of a row's logits, transformed.
+template <typename A>
+struct Staged {
+  alignas(64) A values[kChunk];
+
+  template <typename T>
+  const A* fill(const LogitTransform<A>& transform, const T* x, int64_t n) {
+    constexpr int64_t width = Vec<A>::size();
+    int64_t i = 0;
+    for (; i + width <= n; i += width) {
+      transform_logit(transform, load_vec(x + i)).value.store(values + i);
+    }
+    if (i < n) {
+      transform_logit(transform, load_part(x + i, n - i, A(0))).value.store(values + i);
+    }
+    return values;
+  }
+};
+
+// add(x, first, n), for the logits x[0, n), transformed, of a row's columns from `first` on: at
+// most kMost at a time.
+template <int64_t kMost, typename T, typename A, typename Add>
+SOFTREG_INLINE void for_each_chunk(const LogitTransform<A>& transform, const T* logits, int64_t n,
+                                   Staged<A>& staged, Add add) {
+  for (int64_t first = 0; first < n; first += kMost) {
+    const int64_t rest = n - first, count = rest < kMost ? rest : kMost;
+    if (transform.is_identity) {
+      add(logits + first, first, count);
+    } else {
+      add(staged.fill(transform, logits + first, count), first, count);
+    }
+  }
+}
+
+// Classes of a longer row whose weighted sum is taken in one go; their sums are compensated.
+constexpr int64_t kWeightedChunk = 256;
+
+// sum_c a_c and sum_c a_c (x_c - common).
+template <typename T, typename A, typename X>
+SOFTREG_INLINE LaneRowState<A> weighted_sums(const RowWeights<T, A>& weights, const X* x,
+                                             int64_t first, int64_t n, Vec<A> common) {
+  const auto add = [&](LaneRowState<A> state, Vec<A> logits, int64_t i, auto lanes) {
+    add_weighted(state, weights(first + i, lanes), in_lanes(lanes, logits - common));
+    return state;
+  };
+  return fold_row<false, A>(x, n, LaneRowState<A>::empty(), add, SumOfStates());
+}
+
+// Of the columns of a row. `exps`: where the exponentials are left, for one chunk whose logits are
+// taken as they are; else null.
+template <typename T, typename A>
+SOFTREG_INLINE RowState<A> state_of_columns(const CrossEntropyRows<T, A>& args, int64_t row,
+                                            Columns columns, Staged<A>& staged, A* exps) {
+  const T* logits = args.logits.row(row) + columns.first;
+  const RowWeights<T, A> weights(args, row, columns.first);
+  const bool weighted = args.all_classes_count();
+  if (columns.count <= kChunk) {
+    return args.transform.is_identity
+               ? state_of_chunk(logits, columns.count, weights, weighted, exps)
+               : state_of_chunk(staged.fill(args.transform, logits, columns.count), columns.count,
+                                weights, weighted, static_cast<A*>(nullptr));
+  }
+  LaneLogits<A> lanes;
+  // inlined by force: a call would keep the sums in memory
+  const auto add = [&](auto x, int64_t, int64_t n)
+                       __attribute__((always_inline)) { add_logits(lanes, x, n); };
+  for_each_chunk<kChunk>(args.transform, logits, columns.count, staged, add);
+  const LogSumExp<A> exp = fold_lanes(lanes);
+  CompensatedSum coefficient, logit;
+  if (weighted) {  // a second walk, while the row is in the cache
+    const Vec<A> common(shift(exp.max));
+    for_each_chunk<kWeightedChunk>(
+        args.transform, logits, columns.count, staged, [&](auto x, int64_t first, int64_t n) {
+          const LaneRowState<A> some = weighted_sums(weights, x, first, n, common);
+          coefficient.add(fold_lanes(some.coefficient, Sum()));
+          logit.add(fold_lanes(some.logit, Sum()));
+        });
+  }
+  return {exp, coefficient.total(), logit.total()};
+}
+
+}  // namespace
+}  // namespace softreg
