@@ -75,16 +75,17 @@ struct CrossEntropyRows {
   int64_t rows;
   int64_t classes;
   RowMatrix<const T> logits;
-  RowMatrix<const T> probabilities;  // the target, or without data: the labels are
-  Labels labels;                     // (rows)
-  const A* weight;                   // (classes), or null: all 1
-  const A* weight_sum;               // of label smoothing, or null: classes
-  A on_target;                       // 1 - s, for the label smoothing s
-  A per_class;                       // s / classes
+  RowMatrix<const T> probabilities;  // the target, where it is a distribution
+  Labels labels;                     // (rows), else
+  bool is_distribution;
+  const A* weight;      // (classes), or null: all 1
+  const A* weight_sum;  // of label smoothing, or null: classes
+  A on_target;          // 1 - s, for the label smoothing s
+  A per_class;          // s / classes
   A z_loss;
   LogitTransform<A> transform;
 
-  SOFTREG_INLINE bool has_probabilities() const { return probabilities.data != nullptr; }
+  SOFTREG_INLINE bool has_probabilities() const { return is_distribution; }
   SOFTREG_INLINE bool classes_adjacent() const {
     return logits.classes_adjacent() && (!has_probabilities() || probabilities.classes_adjacent());
   }

@@ -32,6 +32,7 @@ class KernelInputs {
                        !args.transforms_logits()};
     rows_.logits = fit(args.logits, logits_);
     rows_.labels = {nullptr, 0, 0, args.ignore_index};
+    rows_.is_distribution = args.has_probabilities();
     if (args.has_probabilities()) {
       rows_.probabilities = fit(args.target, target_);
     } else {

@@ -10,7 +10,7 @@ namespace softreg {
 namespace {
 
 // One row's label. `counts` is false for an ignored row and for a bad one, which is recorded. With
-// probabilities every row counts and there is no label.
+// probabilities every row counts, but of no classes, and there is no label.
 struct RowTarget {
   int64_t label = -1;
   bool counts = true;
@@ -19,6 +19,7 @@ struct RowTarget {
   template <typename T, typename A>
   SOFTREG_INLINE RowTarget(const CrossEntropyRows<T, A>& args, int64_t row, int64_t& bad_row) {
     if (args.has_probabilities()) {
+      counts = args.classes > 0;
       return;
     }
     label = args.labels[row];

@@ -69,6 +69,26 @@ def test_few_long_rows(dtype: torch.dtype, weighted: bool) -> None:
     check(logits, target, weight=weight if weighted else None, label_smoothing=0.1)
 
 
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_no_classes(reduction: str) -> None:
+    """Neither has elements, nor an address: they are probabilities all the same."""
+    logits = torch.zeros(3, 0, requires_grad=True)
+    loss = softreg_ext.cross_entropy(logits, torch.zeros(3, 0), reduction=reduction)
+    expected = F.cross_entropy(logits, torch.zeros(3, 0), reduction=reduction)
+    torch.testing.assert_close(loss, expected, equal_nan=True)
+    loss.sum().backward()
+    assert logits.grad is not None and logits.grad.shape == (3, 0)
+
+
+@pytest.mark.parametrize("classes", [500, 4001])
+@pytest.mark.parametrize("weight", [None, 0.1])
+def test_classes_alike_in_the_lanes(classes: int, weight: float | None) -> None:
+    """Classes that round the same way: over many tiles of them that adds up."""
+    logits = torch.randn(2, classes, 16, generator=random_source(classes)) * 0.01
+    weights = None if weight is None else torch.full((classes,), weight)
+    check(logits, torch.full_like(logits, 1 / classes), weight=weights)
+
+
 @pytest.mark.parametrize("shape", [(3, 5, 7), (2, 40, 3, 6), (2, 3, 2, 2, 17), (1, 6, 1, 1), (6,)])
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 def test_shapes(shape: tuple[int, ...], reduction: str) -> None:

@@ -27,11 +27,4 @@ SOFTREG_INLINE LogSumExp<F> relative_to(LogSumExp<F> state, F max) {
   return {max, state.sum * vexp(state.max - shift(max))};
 }
 
-// The state of both sets of logits together; an empty state changes nothing.
-template <typename F>
-SOFTREG_INLINE LogSumExp<F> merge(LogSumExp<F> a, LogSumExp<F> b) {
-  const F max = vmax(a.max, b.max);
-  return {max, relative_to(a, max).sum + relative_to(b, max).sum};
-}
-
 }  // namespace softreg

@@ -41,6 +41,7 @@ SOFTREG_INLINE RowState<F, S> sum_of(RowState<F, S> a, RowState<F, S> b, bool we
   return a;
 }
 
+// The state of both sets of logits together; an empty state changes nothing.
 template <typename F, typename S>
 SOFTREG_INLINE RowState<F, S> merge(RowState<F, S> a, RowState<F, S> b, bool weighted) {
   const F max = vmax(a.exp.max, b.exp.max);

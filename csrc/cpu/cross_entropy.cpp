@@ -197,7 +197,7 @@ double expected_total_weight(const CrossEntropyRows<T, A>& args) {
   if (args.has_probabilities()) {
     return static_cast<double>(args.rows);
   }
-  const int64_t parts = (args.rows + kThreadLabels - 1) / kThreadLabels;
+  const int64_t parts = parts_of(args.rows, kThreadLabels);
   c10::SmallVector<double, 32> totals(parts);
   at::parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
     for (int64_t part = first; part < last; ++part) {

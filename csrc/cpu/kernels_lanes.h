@@ -24,7 +24,7 @@ struct LaneTargets {
       for (auto& part : label) {
         part = Vec<int64_t>(-1);
       }
-      counting = weight = padded(Vec<A>(1), count, A(0));
+      counting = weight = padded(Vec<A>(args.classes > 0 ? 1 : 0), count, A(0));
       return;
     }
     const Labels labels = args.labels;
@@ -113,12 +113,9 @@ struct LaneSums {
 
 template <>
 struct LaneSums<float> {
-  WideVec sums{Vec<double>(0), Vec<double>(0)};
+  WideVec sums{0};
 
-  SOFTREG_INLINE void add(Vec<float> x) {
-    const WideVec wide = widen(x);
-    sums = {sums.low + wide.low, sums.high + wide.high};
-  }
+  SOFTREG_INLINE void add(Vec<float> x) { sums = sums + WideVec(x); }
 
   SOFTREG_INLINE void add_to(CompensatedSum& total) const {
     for (const Vec<double>& half : {sums.low, sums.high}) {

@@ -28,10 +28,12 @@ SOFTREG_INLINE Vec<A> coefficient(const CrossEntropyRows<T, A>& args, const Tile
              : weight;
 }
 
-// What the forward pass knows of a vector of rows.
+// What the forward pass knows of a vector of rows. Of many tiles the weighted sums are wide:
+// classes with the same coefficients round the same way each time.
 template <typename A>
 struct LaneForward {
-  LaneRowState<A> state = LaneRowState<A>::empty();
+  using State = RowState<Vec<A>, Wide<A>>;
+  State state = State::empty();
   Vec<A> label_logit{A(0)};
 };
 
@@ -65,7 +67,9 @@ SOFTREG_INLINE void add_tile(LaneForward<A>& rows, const CrossEntropyRows<T, A>&
     some.exp.sum = fold_vectors(n, Vec<A>(0), number, add, Sum());
   }
   some.exp.max = max;
-  rows.state = first == 0 ? some : merge(rows.state, some, weighted);
+  const typename LaneForward<A>::State wide{some.exp, Wide<A>(some.coefficient),
+                                            Wide<A>(some.logit)};
+  rows.state = first == 0 ? wide : merge(rows.state, wide, weighted);
   const Vec<A> label = targets.labels_from(first);
   for (int64_t c = 0; c < n; ++c) {
     rows.label_logit = where_equal(label, class_number<A>(c), tile[c], rows.label_logit);
@@ -77,7 +81,7 @@ template <typename T, typename A>
 SOFTREG_INLINE void add_rows(const ForwardArgs<T, A>& args, int64_t row, int64_t count,
                              const LaneTargets<A>& targets, const LaneForward<A>& rows,
                              LaneTotals<A>& totals) {
-  const LaneRowState<A>& state = rows.state;
+  const auto& state = rows.state;
   const Vec<A> max = shift(state.exp.max), log_sum = vlog(state.exp.sum);
   store_part(args.row_max + row, count, max);
   store_part(args.sum + row, count, state.exp.sum);
@@ -85,11 +89,12 @@ SOFTREG_INLINE void add_rows(const ForwardArgs<T, A>& args, int64_t row, int64_t
     store_part(args.lse + row, count, max + log_sum);
   }
   if (args.has_probabilities()) {
-    store_part(args.coefficient_sum + row, count, state.coefficient);
+    store_part(args.coefficient_sum + row, count, narrowed(state.coefficient));
   }
   Vec<A> weighted_nll(0);
   if (args.all_classes_count()) {
-    weighted_nll = weighted_negative_log_likelihood(state.coefficient, log_sum, state.logit);
+    weighted_nll = narrowed(
+        weighted_negative_log_likelihood(state.coefficient, Wide<A>(log_sum), state.logit));
   }
   const Vec<A> loss = targets.of_counting(
       loss_of_row(args, targets.weight, rows.label_logit, max, log_sum, weighted_nll));

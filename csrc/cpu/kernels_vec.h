@@ -155,27 +155,58 @@ SOFTREG_INLINE Vec<float> load_first(const T* x, int64_t count) {
   return std::get<0>(at::vec::convert_to_float<T>(Vec<T>::loadu(x, count)));
 }
 
+// A vector of floats as doubles.
 struct WideVec {
   Vec<double> low, high;
+
+  SOFTREG_INLINE WideVec(Vec<double> low, Vec<double> high) : low(low), high(high) {}
+  SOFTREG_INLINE explicit WideVec(double x) : low(x), high(x) {}
+  SOFTREG_INLINE explicit WideVec(Vec<float> x) {
+#if defined(CPU_CAPABILITY_AVX512)
+    low = _mm512_cvtps_pd(_mm512_castps512_ps256(x));
+    high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1));
+#elif defined(CPU_CAPABILITY_AVX2)
+    low = _mm256_cvtps_pd(_mm256_castps256_ps128(x));
+    high = _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1));
+#else
+    float lanes[Vec<float>::size()];
+    double wide[Vec<float>::size()];
+    x.store(lanes);
+    for (int64_t lane = 0; lane < Vec<float>::size(); ++lane) {
+      wide[lane] = lanes[lane];
+    }
+    low = Vec<double>::loadu(wide);
+    high = Vec<double>::loadu(wide + Vec<double>::size());
+#endif
+  }
+
+  SOFTREG_INLINE WideVec operator+(const WideVec& x) const { return {low + x.low, high + x.high}; }
+  SOFTREG_INLINE WideVec operator-(const WideVec& x) const { return {low - x.low, high - x.high}; }
+  SOFTREG_INLINE WideVec operator*(const WideVec& x) const { return {low * x.low, high * x.high}; }
 };
 
-SOFTREG_INLINE WideVec widen(Vec<float> x) {
+// What sums of many vectors are taken in.
+template <typename A>
+using Wide = std::conditional_t<std::is_same_v<A, float>, WideVec, Vec<double>>;
+
+SOFTREG_INLINE Vec<float> narrowed(const WideVec& x) {
 #if defined(CPU_CAPABILITY_AVX512)
-  return {_mm512_cvtps_pd(_mm512_castps512_ps256(x)),
-          _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1))};
+  return _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(x.low)), _mm512_cvtpd_ps(x.high),
+                            1);
 #elif defined(CPU_CAPABILITY_AVX2)
-  return {_mm256_cvtps_pd(_mm256_castps256_ps128(x)), _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1))};
+  return _mm256_set_m128(_mm256_cvtpd_ps(x.high), _mm256_cvtpd_ps(x.low));
 #else
-  constexpr int64_t half = Vec<double>::size();
   float lanes[Vec<float>::size()];
-  double wide[2 * half];
-  x.store(lanes);
-  for (int64_t lane = 0; lane < 2 * half; ++lane) {
-    wide[lane] = lanes[lane];
+  double wide[Vec<float>::size()];
+  x.low.store(wide);
+  x.high.store(wide + Vec<double>::size());
+  for (int64_t lane = 0; lane < Vec<float>::size(); ++lane) {
+    lanes[lane] = static_cast<float>(wide[lane]);
   }
-  return {Vec<double>::loadu(wide), Vec<double>::loadu(wide + half)};
+  return Vec<float>::loadu(lanes);
 #endif
 }
+SOFTREG_INLINE Vec<double> narrowed(Vec<double> x) { return x; }
 
 template <typename A>
 SOFTREG_INLINE Vec<A> lane_numbers() {

@@ -7,8 +7,8 @@
 namespace softreg {
 
 // `fresh`, a tensor that nothing was written to, on memory that may have been a result before.
-// What is kept of the largest is the system's to take back at any time (madvise's MADV_FREE); where
-// it cannot, nothing is kept, and small tensors stay as they are.
+// What is kept of the largest is the system's to take back at any time (madvise's MADV_FREE). Where
+// systems have no such call nothing is kept, and small tensors stay as they are everywhere.
 at::Tensor on_kept_memory(at::Tensor fresh);
 
 // Gives back what is kept; returns the bytes.
