@@ -49,7 +49,7 @@ MUTATIONS = [
     Mutation("core/row_state.h", "state.coefficient * change", "state.coefficient"),
     Mutation("cpu/kernels_memory.h", "return padded(x, lanes.count, A(0));", "return x;"),
     Mutation("cpu/kernels_vec.h", "{low + x.low, high + x.high}", "{low + x.low, high}"),
-    Mutation("row_target.h", "counts = args.classes > 0;", ""),
+    Mutation("cpu/kernels_lanes.h", "Vec<A>(args.classes > 0 ? 1 : 0)", "Vec<A>(1)"),
     Mutation("kernel_inputs.h", "args.label_smoothing / rows_.classes", "args.label_smoothing"),
     Mutation("cpu/kernels_row_state.h", "lanes.max > sums.max", "lanes.max < sums.max"),
     Mutation("cpu/kernels_along_row.h", "target.label - columns.first", "target.label"),
