@@ -55,6 +55,18 @@ def check_changes_are_noticed(logits: Tensor, target: Tensor) -> None:
         loss.backward()
 
 
+def check_same_bits_for_any_thread_count(logits: Tensor, target: Tensor) -> None:
+    threads = torch.get_num_threads()
+    results = []
+    for count in (1, 2, 3, 5):
+        torch.set_num_threads(count)
+        results.append(loss_and_grad(softreg_ext.cross_entropy, logits, target, None))
+    torch.set_num_threads(threads)
+    for loss, grad in results[1:]:
+        assert torch.equal(loss, results[0][0])
+        assert torch.equal(grad, results[0][1])
+
+
 def check_against_torch(
     logits: Tensor, target: Tensor, grad_output: Tensor | None = None, **options: Any
 ) -> None:

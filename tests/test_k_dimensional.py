@@ -5,7 +5,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import DTYPES, check_against_torch, loss_and_grad, random_source
+from cases import (
+    DTYPES,
+    check_against_torch,
+    check_same_bits_for_any_thread_count,
+    loss_and_grad,
+    random_source,
+)
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -126,12 +132,4 @@ def test_gradcheck(reduction: str, smoothing: float) -> None:
 @pytest.mark.parametrize("classes", [3, 100])
 def test_same_bits_for_any_thread_count(classes: int) -> None:
     logits, target = make_images((3, classes, 50, 21), torch.float32)
-    threads = torch.get_num_threads()
-    results = []
-    for count in (1, 2, 3):
-        torch.set_num_threads(count)
-        results.append(loss_and_grad(softreg_ext.cross_entropy, logits, target, None))
-    torch.set_num_threads(threads)
-    for loss, grad in results[1:]:
-        assert torch.equal(loss, results[0][0])
-        assert torch.equal(grad, results[0][1])
+    check_same_bits_for_any_thread_count(logits, target)

@@ -19,8 +19,8 @@ constexpr size_t kKept = size_t(1) << 18;
 // From here on in whole huge pages.
 constexpr size_t kLarge = 2 * kHugePage;
 // From here on what is kept is the system's to take. To tell it interrupts the other cores, once a
-// huge page, and small pages are faulted in again: on two virtual cores, a fifth of a pass over 16
-// MB.
+// huge page, and small pages are faulted in again: on two virtual cores, a fifth of a pass over
+// 16 MB.
 constexpr size_t kReclaimed = 16 * kHugePage;
 
 struct Mapping {

@@ -50,24 +50,16 @@ def test_a_small_gradient_does_not_hold_a_large_memory() -> None:
     assert grad(8192).data_ptr() == large
 
 
-def test_two_are_kept() -> None:
-    alive = [grad(2048, seed) for seed in range(3)]
+@pytest.mark.parametrize(("kept", "rows", "rows_again"), [(2, 2048, 2048), (4, 256, 200)])
+def test_so_many_are_kept(kept: int, rows: int, rows_again: int) -> None:
+    """Two large ones, four small ones."""
+    alive = [grad(rows, seed) for seed in range(kept + 1)]
     addresses = {of.data_ptr() for of in alive}
     alive.clear()
-    again = [grad(2048, seed) for seed in range(2)]
+    again = [grad(rows_again, seed) for seed in range(kept)]
     assert {of.data_ptr() for of in again} < addresses
     del again
-    assert softreg_ext.release_memory() == 2 * 2048 * CLASSES * 4
-
-
-def test_four_small_ones_are_kept() -> None:
-    alive = [grad(256, seed) for seed in range(5)]
-    addresses = {of.data_ptr() for of in alive}
-    alive.clear()
-    again = [grad(200, seed) for seed in range(4)]
-    assert {of.data_ptr() for of in again} < addresses
-    del again
-    assert softreg_ext.release_memory() == 4 * 256 * CLASSES * 4
+    assert softreg_ext.release_memory() == kept * rows * CLASSES * 4
 
 
 def test_small_ones_do_not_drive_out_large_ones() -> None:
