@@ -97,7 +97,7 @@ struct CrossEntropyRows {
   }
   // Logits as they are, and no class that counts besides the label: kernels compiled for no more
   // than that take half a GPU's registers, so that twice as many threads wait for memory at a time.
-  bool is_plain() const { return transform.is_identity && !all_classes_count(); }
+  SOFTREG_INLINE bool is_plain() const { return transform.is_identity && !all_classes_count(); }
 };
 
 template <typename T, typename A>

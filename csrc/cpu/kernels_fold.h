@@ -41,13 +41,13 @@ SOFTREG_INLINE void add_weighted(LaneRowState<A>& state, Vec<A> coefficient, Vec
 }
 
 // Folds item(0), ..., item(n - 1) with `step`, starting from `init`, of which `combine` makes
-// nothing. Four accumulators hide the latency of `step`; in blocks of 16, for a sum of blocks of
-// sums rounds less than one long sum.
-template <typename V, typename Item, typename Step, typename Combine>
+// nothing. Four accumulators hide the latency of `step`; in blocks of kInBlock, for a sum of blocks
+// of sums rounds less than one long sum.
+template <int64_t kInBlock, typename V, typename Item, typename Step, typename Combine>
 SOFTREG_INLINE V fold_vectors(int64_t n, V init, Item item, Step step, Combine combine) {
   V total = init;
-  for (int64_t begin = 0; begin < n; begin += 16) {
-    const int64_t end = n - begin < 16 ? n : begin + 16;
+  for (int64_t begin = 0; begin < n; begin += kInBlock) {
+    const int64_t end = n - begin < kInBlock ? n : begin + kInBlock;
     V acc[4] = {init, init, init, init};
     int64_t i = begin;
     for (; i + 4 <= end; i += 4) {

@@ -12,8 +12,8 @@ namespace {
 template <typename A>
 struct Tiles {
   Tile<A> logits;  // transformed; their gradients at last
-  Tile<A> slopes;  // where logits are transformed
   Tile<A> exps;    // exp(x - max), where the forward pass keeps them
+  Tile<A> slopes;  // where logits are transformed
   Tile<A> probabilities;
 };
 
@@ -28,6 +28,22 @@ SOFTREG_INLINE Vec<A> coefficient(const CrossEntropyRows<T, A>& args, const Tile
              : weight;
 }
 
+// The logits of the classes [first, first + n), and the probabilities if the target is such.
+template <bool kPlain, typename T, typename A>
+SOFTREG_INLINE void load_tiles(Tiles<A>& tiles, Tile<A>* slopes, const CrossEntropyRows<T, A>& args,
+                               const Lanes<T>& lanes, int64_t first, int64_t n) {
+  if (kPlain) {
+    tiles.logits.load(lanes.logits, lanes.count, first, n);
+    return;
+  }
+  if (args.has_probabilities()) {
+    fetch_tiles(lanes.logits, Tile<A>::kRows, first, n);
+    fetch_tiles(lanes.probabilities, Tile<A>::kRows, first, n);
+    tiles.probabilities.load(lanes.probabilities, lanes.count, first, n);
+  }
+  load_logits(tiles.logits, slopes, args.transform, lanes, first, n);
+}
+
 // What the forward pass knows of a vector of rows. Of many tiles the weighted sums are wide:
 // classes with the same coefficients round the same way each time.
 template <typename A>
@@ -37,24 +53,31 @@ struct LaneForward {
   Vec<A> label_logit{A(0)};
 };
 
-template <bool kKeepsExps, typename T, typename A>
+// kPlain here and below: as CrossEntropyRows::is_plain() says.
+template <bool kPlain, bool kKeepsExps, typename T, typename A>
 SOFTREG_INLINE void add_tile(LaneForward<A>& rows, const CrossEntropyRows<T, A>& args,
-                             Tiles<A>& tiles, const LaneTargets<A>& targets, int64_t first,
-                             int64_t n) {
+                             const Lanes<T>& lanes, Tiles<A>& tiles, const LaneTargets<A>& targets,
+                             int64_t first, int64_t n) {
   const Tile<A>& tile = tiles.logits;
   const auto logit = [&](int64_t c) { return tile[c]; };
-  const Vec<A> max = fold_vectors(n, Vec<A>(-INFINITY), logit, Max(), Max());
+  const Vec<A> max = fold_vectors<kTileClasses>(n, Vec<A>(-INFINITY), logit, Max(), Max());
   const Vec<A> common = shift(max);
   const auto number = [](int64_t c) { return c; };
+  const Vec<A> label = targets.labels_from(first);
+  Vec<A> label_logit = rows.label_logit;
   const auto add = [&](Vec<A> sum, int64_t c) {
+    if (kPlain || !args.has_probabilities()) {
+      lanes.fetch_ahead(kKeepsExps, first + c);
+    }
     Vec<A> exp;
     sum = add_exp(sum, tile[c] - common, exp);
+    label_logit = where_equal(label, class_number<A>(c), tile[c], label_logit);
     if (kKeepsExps) {
       tiles.exps.set(c, exp);
     }
     return sum;
   };
-  const bool weighted = args.all_classes_count();
+  const bool weighted = !kPlain && args.all_classes_count();
   LaneRowState<A> some = LaneRowState<A>::empty();
   if (weighted) {
     const auto add_with_coefficient = [&](LaneRowState<A> state, int64_t c) {
@@ -62,25 +85,23 @@ SOFTREG_INLINE void add_tile(LaneForward<A>& rows, const CrossEntropyRows<T, A>&
       add_weighted(state, coefficient(args, tiles, first, c), tile[c] - common);
       return state;
     };
-    some = fold_vectors(n, some, number, add_with_coefficient, SumOfStates());
+    some = fold_vectors<kTileClasses>(n, some, number, add_with_coefficient, SumOfStates());
   } else {
-    some.exp.sum = fold_vectors(n, Vec<A>(0), number, add, Sum());
+    some.exp.sum = fold_vectors<kTileClasses>(n, Vec<A>(0), number, add, Sum());
   }
   some.exp.max = max;
   const typename LaneForward<A>::State wide{some.exp, Wide<A>(some.coefficient),
                                             Wide<A>(some.logit)};
   rows.state = first == 0 ? wide : merge(rows.state, wide, weighted);
-  const Vec<A> label = targets.labels_from(first);
-  for (int64_t c = 0; c < n; ++c) {
-    rows.label_logit = where_equal(label, class_number<A>(c), tile[c], rows.label_logit);
-  }
+  rows.label_logit = label_logit;
 }
 
 // Ends a vector of rows of the forward pass, as add_row() ends one.
-template <typename T, typename A>
-SOFTREG_INLINE void add_rows(const ForwardArgs<T, A>& args, int64_t row, int64_t count,
+template <bool kPlain, typename T, typename A>
+SOFTREG_INLINE void add_rows(const ForwardArgs<T, A>& args, const Lanes<T>& lanes,
                              const LaneTargets<A>& targets, const LaneForward<A>& rows,
                              LaneTotals<A>& totals) {
+  const int64_t row = lanes.row, count = lanes.count;
   const auto& state = rows.state;
   const Vec<A> max = shift(state.exp.max), log_sum = vlog(state.exp.sum);
   store_part(args.row_max + row, count, max);
@@ -88,11 +109,11 @@ SOFTREG_INLINE void add_rows(const ForwardArgs<T, A>& args, int64_t row, int64_t
   if (args.lse) {
     store_part(args.lse + row, count, max + log_sum);
   }
-  if (args.has_probabilities()) {
+  if (!kPlain && args.has_probabilities()) {
     store_part(args.coefficient_sum + row, count, narrowed(state.coefficient));
   }
   Vec<A> weighted_nll(0);
-  if (args.all_classes_count()) {
+  if (!kPlain && args.all_classes_count()) {
     weighted_nll = narrowed(
         weighted_negative_log_likelihood(state.coefficient, Wide<A>(log_sum), state.logit));
   }
@@ -105,30 +126,25 @@ SOFTREG_INLINE void add_rows(const ForwardArgs<T, A>& args, int64_t row, int64_t
   }
 }
 
-// Calls then(row, count, targets, max, tiles) after each vector of rows. kKeeps: there is one tile
-// of classes, and what it holds is kept for `then`.
-template <bool kKeeps, typename T, typename A, typename Then>
-SOFTREG_INLINE ForwardTotals forward_walk(const ForwardArgs<T, A>& args, int64_t begin, int64_t end,
-                                          Then then) {
+// Calls then(lanes, targets, max, tiles) after each vector of rows. kKeeps: there is one tile of
+// classes, and what it holds is kept for `then`, which writes to `grad`.
+template <bool kPlain, bool kKeeps, typename T, typename A, typename Then>
+SOFTREG_INLINE ForwardTotals forward_walk(const ForwardArgs<T, A>& args, const RowMatrix<T>& grad,
+                                          int64_t begin, int64_t end, Then then) {
   Tiles<A> tiles;
   LaneTargets<A> targets;
   LaneTotals<A> of_lanes;
-  int64_t count;
-  for (int64_t row = begin; row < end; row += count) {
-    count = lanes_from(args, row, end);
-    targets.read(args, row, count);
+  for_each_lanes(args, grad, begin, end, [&](const Lanes<T>& lanes) {
+    targets.read(args, lanes.row, lanes.count);
     const int64_t classes = targets.none_counts() && !args.lse ? 0 : args.classes;
     LaneForward<A> rows;
-    for_each_tile(classes, [&](int64_t first, int64_t n) {
-      load_logits<T, A>(tiles.logits, kKeeps ? &tiles.slopes : nullptr, args, row, count, first, n);
-      if (args.has_probabilities()) {
-        tiles.probabilities.load(args.probabilities, row, count, first, n);
-      }
-      add_tile<kKeeps>(rows, args, tiles, targets, first, n);
+    for_each_tile<kKeeps>(classes, [&](int64_t first, int64_t n) {
+      load_tiles<kPlain>(tiles, kKeeps ? &tiles.slopes : nullptr, args, lanes, first, n);
+      add_tile<kPlain, kKeeps>(rows, args, lanes, tiles, targets, first, n);
     });
-    add_rows(args, row, count, targets, rows, of_lanes);
-    then(row, count, targets, shift(rows.state.exp.max), tiles);
-  }
+    add_rows<kPlain>(args, lanes, targets, rows, of_lanes);
+    then(lanes, targets, shift(rows.state.exp.max), tiles);
+  });
   ForwardTotals totals;
   totals.bad_row = targets.bad_row(args, begin, end);
   of_lanes.loss.add_to(totals.loss);
@@ -138,7 +154,9 @@ SOFTREG_INLINE ForwardTotals forward_walk(const ForwardArgs<T, A>& args, int64_t
 
 template <typename T, typename A>
 ForwardTotals forward_rows_in_lanes(const ForwardArgs<T, A>& args, int64_t begin, int64_t end) {
-  return forward_walk<false>(args, begin, end, [](auto&&...) {});
+  const auto nothing = [](auto&&...) {};
+  return args.is_plain() ? forward_walk<true, false>(args, {}, begin, end, nothing)
+                         : forward_walk<false, false>(args, {}, begin, end, nothing);
 }
 
 template <typename T, typename A>
@@ -156,9 +174,10 @@ SOFTREG_INLINE Vec<A> upstream_of_lanes(const BackwardArgs<T, A>& args, int64_t 
 
 // What the rows in the lanes need for their gradients.
 template <typename T, typename A>
-SOFTREG_INLINE RowGradient<Vec<A>> row_gradients(const BackwardArgs<T, A>& args, int64_t row,
-                                                 int64_t count, const LaneTargets<A>& targets,
-                                                 Vec<A> max) {
+SOFTREG_INLINE RowGradient<Vec<A>> row_gradients(const BackwardArgs<T, A>& args,
+                                                 const Lanes<T>& lanes,
+                                                 const LaneTargets<A>& targets, Vec<A> max) {
+  const int64_t row = lanes.row, count = lanes.count;
   const Vec<A> sum = load_part(args.sum + row, count, A(1));
   RowGradient<Vec<A>> of_rows = row_gradient(
       args, targets.weight, max, sum,
@@ -174,29 +193,25 @@ SOFTREG_INLINE RowGradient<Vec<A>> row_gradients(const BackwardArgs<T, A>& args,
   return of_rows;
 }
 
-// Whether all gradients of a row but the label's have the same form, in one offset.
-template <typename T, typename A>
-SOFTREG_INLINE bool has_one_offset(const CrossEntropyRows<T, A>& args) {
-  return args.transform.is_identity && !args.coefficients_vary();
-}
-
 // Stores the gradients of the classes [first, first + n). exp_of(c): exp(x - max) of first + c.
-template <bool kOneOffset, typename T, typename A, typename ExpOf>
-SOFTREG_INLINE void store_gradients(Tiles<A>& tiles, const BackwardArgs<T, A>& args, int64_t row,
-                                    int64_t count, const LaneTargets<A>& targets,
+template <bool kPlain, typename T, typename A, typename ExpOf>
+SOFTREG_INLINE void store_gradients(Tiles<A>& tiles, const BackwardArgs<T, A>& args,
+                                    const Lanes<T>& lanes, const LaneTargets<A>& targets,
                                     const RowGradient<Vec<A>>& rows, int64_t first, int64_t n,
                                     ExpOf exp_of) {
-  TileOutput<T, A> output(args.grad, row, count, first, tiles.logits);
+  TileOutput<T, A> output(lanes.grad, lanes.count, first, tiles.logits);
   const bool all_flow = args.grad_lse || targets.all_count();
+  const bool weighted = !kPlain && args.coefficients_vary();
   const Vec<A> label = targets.labels_from(first);
+#pragma GCC unroll 4
   for (int64_t c = 0; c < n; ++c) {
     Vec<A> offset = rows.weight_scale;
-    if (!kOneOffset) {
+    if (weighted) {
       offset = offset * coefficient(args, tiles, first, c);
     }
     offset = where_equal(label, class_number<A>(c), rows.target_offset, offset);
     Vec<A> grad = logit_gradient(exp_of(c), rows.softmax_scale, offset, rows.upstream);
-    if (!kOneOffset && !args.transform.is_identity) {
+    if (!kPlain && !args.transform.is_identity) {
       grad = grad * tiles.slopes[c];
     }
     output.set(c, all_flow ? grad : targets.of_counting(grad));
@@ -204,79 +219,76 @@ SOFTREG_INLINE void store_gradients(Tiles<A>& tiles, const BackwardArgs<T, A>& a
   output.finish(n);
 }
 
-template <bool kOneOffset, typename T, typename A>
-SOFTREG_INLINE int64_t backward_rows_in_lanes(const BackwardArgs<T, A>& args, int64_t begin,
-                                              int64_t end) {
+template <bool kPlain, typename T, typename A>
+SOFTREG_INLINE int64_t backward_walk(const BackwardArgs<T, A>& args, int64_t begin, int64_t end) {
   Tiles<A> tiles;
   LaneTargets<A> targets;
-  int64_t count;
-  for (int64_t row = begin; row < end; row += count) {
-    count = args.grad.rows_in_sample(row, lanes_from(args, row, end));
-    targets.read(args, row, count);
-    const Vec<A> max = load_part(args.row_max + row, count, A(0));
-    const RowGradient<Vec<A>> rows = row_gradients(args, row, count, targets, max);
-    for_each_tile(args.classes, [&](int64_t first, int64_t n) {
-      load_logits<T, A>(tiles.logits, &tiles.slopes, args, row, count, first, n);
-      if (!kOneOffset && args.has_probabilities()) {
-        tiles.probabilities.load(args.probabilities, row, count, first, n);
-      }
-      store_gradients<kOneOffset>(tiles, args, row, count, targets, rows, first, n,
-                                  [&](int64_t c) { return vexp(tiles.logits[c] - max); });
+  for_each_lanes(args, args.grad, begin, end, [&](const Lanes<T>& lanes) {
+    targets.read(args, lanes.row, lanes.count);
+    const Vec<A> max = load_part(args.row_max + lanes.row, lanes.count, A(0));
+    const RowGradient<Vec<A>> rows = row_gradients(args, lanes, targets, max);
+    for_each_tile<false>(args.classes, [&](int64_t first, int64_t n) {
+      load_tiles<kPlain>(tiles, &tiles.slopes, args, lanes, first, n);
+      store_gradients<kPlain>(tiles, args, lanes, targets, rows, first, n, [&](int64_t c) {
+        if (kPlain || !args.has_probabilities()) {
+          lanes.fetch_ahead(true, first + c);
+        }
+        return vexp(tiles.logits[c] - max);
+      });
     });
-  }
+  });
   return targets.bad_row(args, begin, end);
 }
 
 template <typename T, typename A>
 int64_t backward_rows_in_lanes(const BackwardArgs<T, A>& args, int64_t begin, int64_t end) {
-  return has_one_offset(args) ? backward_rows_in_lanes<true>(args, begin, end)
-                              : backward_rows_in_lanes<false>(args, begin, end);
+  return args.is_plain() ? backward_walk<true>(args, begin, end)
+                         : backward_walk<false>(args, begin, end);
 }
 
 // Both passes in one, for one tile of classes: nothing is read twice, no exponential taken twice.
-template <bool kOneOffset, typename T, typename A>
+template <bool kPlain, typename T, typename A>
 SOFTREG_INLINE ForwardTotals forward_with_gradient_in_lanes(const ForwardArgs<T, A>& forward,
                                                             const BackwardArgs<T, A>& backward,
                                                             int64_t begin, int64_t end) {
-  return forward_walk<true>(
-      forward, begin, end,
-      [&](int64_t row, int64_t count, const LaneTargets<A>& targets, Vec<A> max, Tiles<A>& tiles) {
-        const RowGradient<Vec<A>> rows = row_gradients(backward, row, count, targets, max);
-        store_gradients<kOneOffset>(tiles, backward, row, count, targets, rows, 0, backward.classes,
-                                    [&](int64_t c) { return tiles.exps[c]; });
+  return forward_walk<kPlain, true>(
+      forward, backward.grad, begin, end,
+      [&](const Lanes<T>& lanes, const LaneTargets<A>& targets, Vec<A> max, Tiles<A>& tiles) {
+        const RowGradient<Vec<A>> rows = row_gradients(backward, lanes, targets, max);
+        store_gradients<kPlain>(tiles, backward, lanes, targets, rows, 0, backward.classes,
+                                [&](int64_t c) { return tiles.exps[c]; });
       });
 }
 
 template <typename T, typename A>
-ForwardTotals forward_with_gradient_in_lanes(const ForwardArgs<T, A>& forward,
-                                             const BackwardArgs<T, A>& backward, int64_t begin,
-                                             int64_t end) {
-  return has_one_offset(forward)
-             ? forward_with_gradient_in_lanes<true>(forward, backward, begin, end)
-             : forward_with_gradient_in_lanes<false>(forward, backward, begin, end);
+__attribute__((flatten)) ForwardTotals
+forward_with_gradient_in_lanes(const ForwardArgs<T, A>& forward, const BackwardArgs<T, A>& backward,
+                               int64_t begin, int64_t end) {
+  return forward.is_plain() ? forward_with_gradient_in_lanes<true>(forward, backward, begin, end)
+                            : forward_with_gradient_in_lanes<false>(forward, backward, begin, end);
 }
 
 template <typename T, typename A>
 int64_t grad_target_rows_in_lanes(const BackwardArgs<T, A>& args, int64_t begin, int64_t end) {
   Tile<A> tile;
   const Vec<A> on(args.on_target);
-  int64_t count;
-  for (int64_t row = begin; row < end; row += count) {
-    count = args.grad.rows_in_sample(row, lanes_from(args, row, end));
+  for_each_lanes(args, args.grad, begin, end, [&](const Lanes<T>& lanes) {
+    const int64_t row = lanes.row, count = lanes.count;
     const Vec<A> upstream = upstream_of_lanes(args, row, count);
     const Vec<A> max = load_part(args.row_max + row, count, A(0));
     const Vec<A> log_sum = vlog(load_part(args.sum + row, count, A(1)));
-    for_each_tile(args.classes, [&](int64_t first, int64_t n) {
-      load_logits<T, A>(tile, nullptr, args, row, count, first, n);
-      TileOutput<T, A> output(args.grad, row, count, first, tile);
+    for_each_tile<false>(args.classes, [&](int64_t first, int64_t n) {
+      load_logits<T, A>(tile, nullptr, args.transform, lanes, first, n);
+      TileOutput<T, A> output(lanes.grad, count, first, tile);
       for (int64_t c = 0; c < n; ++c) {
+        lanes.fetch_ahead(true, first + c);
         const Vec<A> nll = negative_log_likelihood(log_sum, tile[c] - max);
         output.set(c,
                    probability_gradient(Vec<A>(class_weight(args, first + c)), on, nll, upstream));
       }
       output.finish(n);
     });
-  }
+  });
   return kNoBadRow;
 }
 

@@ -29,15 +29,51 @@ SOFTREG_INLINE Vec<A> class_number(int64_t c) {
   return Vec<A>(static_cast<A>(kClassNumbers.of[c]));
 }
 
-// Rows that lie side by side are read class by class, each class far from the one before. The lines
-// behind x, those of this many tiles to come, are called together: they lie in one page of memory.
+// How far ahead of what is read, or written, of rows that lie side by side. They are taken class by
+// class, each far from the one before, which no prefetcher of a processor's follows.
+constexpr int64_t kBytesAhead = 512;
+
+// Rows of a matrix, one stride apart.
+template <typename T>
+struct Strip {
+  T* data;
+  int64_t row_stride, class_stride;
+
+  // From row r to the end of its sample.
+  SOFTREG_INLINE Strip(const RowMatrix<T>& matrix, int64_t r)
+      : data(matrix.row(r)),
+        row_stride(matrix.inner > 1 ? 1 : matrix.outer_stride),
+        class_stride(matrix.class_stride) {}
+
+  SOFTREG_INLINE bool rows_adjacent() const { return row_stride == 1; }
+  SOFTREG_INLINE T* at(int64_t row, int64_t c) const {
+    return data + row * row_stride + c * class_stride;
+  }
+
+  // For rows to come, to the cache of the level.
+  template <int kLevel>
+  SOFTREG_INLINE void fetch_ahead(int64_t c) const {
+    if (rows_adjacent()) {
+      __builtin_prefetch(reinterpret_cast<const char*>(at(0, c)) + kBytesAhead, 0, 4 - kLevel);
+    }
+  }
+};
+
+// The lines of this many tiles to come, called together: they lie in one page of memory.
 constexpr int64_t kTilesFetched = 4;
 
+// Where probabilities are read too, lines called one by one would push each other out of the
+// caches.
 template <typename T>
-SOFTREG_INLINE void fetch_tiles(const T* x, int64_t rows_of_tile) {
-  const int64_t bytes = rows_of_tile * static_cast<int64_t>(sizeof(T));
-  const char* const next = reinterpret_cast<const char*>(x) + kTilesFetched * bytes;
-  if (reinterpret_cast<uintptr_t>(x) / bytes % kTilesFetched == 0) {
+SOFTREG_INLINE void fetch_tiles(const Strip<const T>& rows, int64_t tile_rows, int64_t first,
+                                int64_t n) {
+  const int64_t bytes = tile_rows * static_cast<int64_t>(sizeof(T));
+  if (!rows.rows_adjacent() ||
+      reinterpret_cast<uintptr_t>(rows.at(0, first)) / bytes % kTilesFetched != 0) {
+    return;
+  }
+  for (int64_t c = first; c < first + n; ++c) {
+    const char* const next = reinterpret_cast<const char*>(rows.at(0, c)) + kTilesFetched * bytes;
     for (int64_t tile = 0; tile < kTilesFetched; ++tile) {
       __builtin_prefetch(next + tile * bytes);
     }
@@ -55,120 +91,170 @@ struct Tile {
 
   // Classes [first, first + n) of `count` rows; lanes past them get harmless numbers, never used.
   template <typename T>
-  void load(const RowMatrix<const T>& matrix, int64_t row, int64_t count, int64_t first,
-            int64_t n) {
-    const int64_t stride = matrix.class_stride;
-    if (matrix.inner > 1) {
-      const T* from = matrix.row(row) + first * stride;
-      for (int64_t c = 0; c < n; ++c, from += stride) {
-        fetch_tiles(from, kRows);
+  SOFTREG_INLINE void load(const Strip<const T>& rows, int64_t count, int64_t first, int64_t n) {
+    if (rows.rows_adjacent()) {
+      const T* from = rows.at(0, first);
+      for (int64_t c = 0; c < n; ++c, from += rows.class_stride) {
         set(c, count == kRows ? load_vec(from) : load_part(from, count, A(0)));
       }
-      return;
+    } else {
+      gather(rows, count, first, n);
     }
-    const auto from = [&](int64_t lane) {
-      return matrix.row(row + (lane < count ? lane : count - 1)) + first * stride;
+  }
+
+  template <typename T>
+  SOFTREG_INLINE void store(const Strip<T>& rows, int64_t count, int64_t first, int64_t n) const {
+    if (rows.rows_adjacent()) {
+      T* to = rows.at(0, first);
+      for (int64_t c = 0; c < n; ++c, to += rows.class_stride) {
+        store_part(to, count, (*this)[c]);
+      }
+    } else {
+      scatter(rows, count, first, n);
+    }
+  }
+
+ private:
+  // Row by row.
+  template <typename T>
+  __attribute__((noinline)) void gather(const Strip<const T>& rows, int64_t count, int64_t first,
+                                        int64_t n) {
+    const auto from = [&](int64_t lane, int64_t c) {
+      return rows.at(lane < count ? lane : count - 1, first + c);
     };
     if constexpr (kTransposes<T>) {
-      for (int64_t c = 0; stride == 1 && c < n; c += kRows) {
+      for (int64_t c = 0; rows.class_stride == 1 && c < n; c += kRows) {
         Vec<A> square[kRows];
         for (int64_t lane = 0; lane < kRows; ++lane) {
-          square[lane] =
-              n - c < kRows ? load_first(from(lane) + c, n - c) : load_vec(from(lane) + c);
+          square[lane] = n - c < kRows ? load_first(from(lane, c), n - c) : load_vec(from(lane, c));
         }
         transpose(square);
         for (int64_t k = 0; k < kRows && c + k < n; ++k) {
           set(c + k, square[k]);
         }
       }
-      if (stride == 1) {
+      if (rows.class_stride == 1) {
         return;
       }
     }
     for (int64_t lane = 0; lane < kRows; ++lane) {
       for (int64_t c = 0; c < n; ++c) {
-        values[c * kRows + lane] = static_cast<A>(from(lane)[c * stride]);
+        values[c * kRows + lane] = static_cast<A>(*from(lane, c));
       }
     }
   }
 
   template <typename T>
-  void store(const RowMatrix<T>& matrix, int64_t row, int64_t count, int64_t first,
-             int64_t n) const {
-    const int64_t stride = matrix.class_stride;
-    if (matrix.inner > 1) {
-      T* to = matrix.row(row) + first * stride;
-      for (int64_t c = 0; c < n; ++c, to += stride) {
-        store_part(to, count, (*this)[c]);
-      }
-      return;
-    }
+  __attribute__((noinline)) void scatter(const Strip<T>& rows, int64_t count, int64_t first,
+                                         int64_t n) const {
     if constexpr (kTransposes<T>) {
-      for (int64_t c = 0; stride == 1 && c < n; c += kRows) {
+      for (int64_t c = 0; rows.class_stride == 1 && c < n; c += kRows) {
         Vec<A> square[kRows];
         for (int64_t k = 0; k < kRows; ++k) {
           square[k] = c + k < n ? (*this)[c + k] : Vec<A>(0);
         }
         transpose(square);
         for (int64_t lane = 0; lane < count; ++lane) {
-          T* to = matrix.row(row + lane) + first + c;
+          T* to = rows.at(lane, first + c);
           n - c < kRows ? store_part(to, n - c, square[lane]) : store_vec(to, square[lane]);
         }
       }
-      if (stride == 1) {
+      if (rows.class_stride == 1) {
         return;
       }
     }
     for (int64_t lane = 0; lane < count; ++lane) {
-      T* to = matrix.row(row + lane) + first * stride;
       for (int64_t c = 0; c < n; ++c) {
-        to[c * stride] = static_cast<T>(values[c * kRows + lane]);
+        *rows.at(lane, first + c) = static_cast<T>(values[c * kRows + lane]);
       }
     }
   }
 };
 
-// Where the gradients of a tile go: to memory at once where a vector of rows lies side by side
-// there, else by way of the tile.
+// Where the gradients of a tile go, class by class: to memory at once where a vector of rows lies
+// side by side there, else by way of the tile.
 template <typename T, typename A>
 class TileOutput {
  public:
-  SOFTREG_INLINE TileOutput(const RowMatrix<T>& matrix, int64_t row, int64_t count, int64_t first,
-                            Tile<A>& tile)
-      : matrix_(matrix), row_(row), count_(count), first_(first), tile_(tile) {
-    if (matrix.inner > 1 && count == Tile<A>::kRows) {
-      to_ = matrix.row(row) + first * matrix.class_stride;
-    }
-  }
+  SOFTREG_INLINE TileOutput(const Strip<T>& rows, int64_t count, int64_t first, Tile<A>& tile)
+      : rows_(rows),
+        count_(count),
+        first_(first),
+        tile_(tile),
+        is_direct_(rows.rows_adjacent() && count == Tile<A>::kRows),
+        to_(rows.at(0, first)) {}
 
   SOFTREG_INLINE void set(int64_t c, Vec<A> x) {
-    to_ ? store_vec(to_ + c * matrix_.class_stride, x) : tile_.set(c, x);
+    if (is_direct_) {
+      store_vec(to_, x);
+      to_ += rows_.class_stride;
+    } else {
+      tile_.set(c, x);
+    }
   }
 
   // After the last of n classes.
   SOFTREG_INLINE void finish(int64_t n) {
-    if (!to_) {
-      tile_.store(matrix_, row_, count_, first_, n);
+    if (!is_direct_) {
+      tile_.store(rows_, count_, first_, n);
     }
   }
 
  private:
-  const RowMatrix<T>& matrix_;
-  int64_t row_, count_, first_;
+  const Strip<T>& rows_;
+  int64_t count_, first_;
   Tile<A>& tile_;
-  T* to_ = nullptr;
+  bool is_direct_;
+  T* to_;
 };
+
+// The rows [row, row + count), as many as a vector has lanes or fewer.
+template <typename T>
+struct Lanes {
+  int64_t row, count;
+  Strip<const T> logits, probabilities;
+  Strip<T> grad;
+
+  // What is read of class c, and written if `writes`. Asked for one by one beside the arithmetic:
+  // all at once, they would have to wait.
+  SOFTREG_INLINE void fetch_ahead(bool writes, int64_t c) const {
+    logits.template fetch_ahead<1>(c);
+    if (writes) {
+      grad.template fetch_ahead<2>(c);
+    }
+  }
+};
+
+// Calls body(lanes) for the rows [begin, end). `grad`: where gradients go, if any.
+template <typename T, typename A, typename Body>
+SOFTREG_INLINE void for_each_lanes(const CrossEntropyRows<T, A>& args, const RowMatrix<T>& grad,
+                                   int64_t begin, int64_t end, Body body) {
+  for (int64_t row = begin; row < end;) {
+    int64_t rest = args.logits.rows_in_sample(row, end - row);
+    rest = grad.rows_in_sample(row, args.probabilities.rows_in_sample(row, rest));
+    Lanes<T> lanes{row, Tile<A>::kRows, {args.logits, row}, {args.probabilities, row}, {grad, row}};
+    row += rest;
+    for (; rest > 0; rest -= lanes.count) {
+      lanes.count = rest < lanes.count ? rest : lanes.count;
+      body(lanes);
+      lanes.row += lanes.count;
+      lanes.logits.data += lanes.count * lanes.logits.row_stride;
+      lanes.probabilities.data += lanes.count * lanes.probabilities.row_stride;
+      lanes.grad.data += lanes.count * lanes.grad.row_stride;
+    }
+  }
+}
 
 // Logits, transformed, and where `slopes` is given the slopes of that.
 template <typename T, typename A>
-SOFTREG_INLINE void load_logits(Tile<A>& tile, Tile<A>* slopes, const CrossEntropyRows<T, A>& args,
-                                int64_t row, int64_t count, int64_t first, int64_t n) {
-  tile.load(args.logits, row, count, first, n);
-  if (args.transform.is_identity) {
+SOFTREG_INLINE void load_logits(Tile<A>& tile, Tile<A>* slopes, const LogitTransform<A>& transform,
+                                const Lanes<T>& lanes, int64_t first, int64_t n) {
+  tile.load(lanes.logits, lanes.count, first, n);
+  if (transform.is_identity) {
     return;
   }
   for (int64_t c = 0; c < n; ++c) {
-    const TransformedLogit<Vec<A>> y = transform_logit(args.transform, tile[c]);
+    const TransformedLogit<Vec<A>> y = transform_logit(transform, tile[c]);
     tile.set(c, y.value);
     if (slopes) {
       slopes->set(c, y.slope);
@@ -176,16 +262,15 @@ SOFTREG_INLINE void load_logits(Tile<A>& tile, Tile<A>* slopes, const CrossEntro
   }
 }
 
-// How many rows from `row` on share a tile.
-template <typename T, typename A>
-SOFTREG_INLINE int64_t lanes_from(const CrossEntropyRows<T, A>& args, int64_t row, int64_t end) {
-  const int64_t count = end - row < Tile<A>::kRows ? end - row : Tile<A>::kRows;
-  return args.probabilities.rows_in_sample(row, args.logits.rows_in_sample(row, count));
-}
-
-// Calls body(first, n) for tiles of classes [first, first + n).
-template <typename Body>
+// Calls body(first, n) for tiles of classes [first, first + n); kOne: they fit into one.
+template <bool kOne, typename Body>
 SOFTREG_INLINE void for_each_tile(int64_t classes, Body body) {
+  if (kOne) {
+    if (classes > 0) {
+      body(int64_t(0), classes);
+    }
+    return;
+  }
   for (int64_t first = 0; first < classes; first += kTileClasses) {
     body(first, classes - first < kTileClasses ? classes - first : kTileClasses);
   }

@@ -47,11 +47,6 @@ SOFTREG_INLINE Vec<A> zero_if_neg_inf(Vec<A> x) {
 }
 
 template <typename A>
-SOFTREG_INLINE Vec<A> vlog(Vec<A> x) {
-  return x.log();
-}
-
-template <typename A>
 SOFTREG_INLINE Vec<A> vtanh(Vec<A> x) {
   return x.tanh();
 }
@@ -98,12 +93,54 @@ SOFTREG_INLINE Vec<float> power_of_two(Vec<float> biased) {
 #endif
 }
 
+// The exponent and the mantissa of x >= 0, as core/log.h asks for them.
+struct FloatParts {
+  Vec<float> exponent, mantissa;
+};
+
+SOFTREG_INLINE FloatParts split_float(Vec<float> x) {
+#if defined(CPU_CAPABILITY_AVX512)
+  const __m512 mantissa = _mm512_getmant_ps(x, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_src);
+  return {_mm512_sub_ps(_mm512_getexp_ps(x), _mm512_getexp_ps(mantissa)), mantissa};
+#else
+  constexpr uint32_t kThreeQuarters = 0x3f400000;
+  Vec<float> exponent, mantissa;
+#if defined(CPU_CAPABILITY_AVX2)
+  const __m256i bits = _mm256_castps_si256(x);
+  const __m256i k =
+      _mm256_srai_epi32(_mm256_sub_epi32(bits, _mm256_set1_epi32(kThreeQuarters)), 23);
+  exponent = _mm256_cvtepi32_ps(k);
+  mantissa = _mm256_castsi256_ps(_mm256_sub_epi32(bits, _mm256_slli_epi32(k, 23)));
+#else
+  uint32_t bits[Vec<float>::size()];
+  float of_lanes[Vec<float>::size()];
+  x.store(bits);
+  for (int64_t lane = 0; lane < Vec<float>::size(); ++lane) {
+    const int32_t k = static_cast<int32_t>(bits[lane] - kThreeQuarters) >> 23;
+    of_lanes[lane] = static_cast<float>(k);
+    bits[lane] -= static_cast<uint32_t>(k) << 23;
+  }
+  exponent = Vec<float>::loadu(of_lanes);
+  mantissa = Vec<float>::loadu(bits);
+#endif
+  // what the bits of 0 and NaN do not say
+  return {where_equal(x, Vec<float>(0), Vec<float>(-INFINITY), exponent + (x - x)), mantissa};
+#endif
+}
+
 }  // namespace softreg
 
 #include "core/exp.h"
+#include "core/log.h"
 #include "core/logit_transform.h"
 
 namespace softreg {
+
+SOFTREG_INLINE Vec<float> vlog(Vec<float> x) {
+  const FloatParts parts = split_float(x);
+  return log_of(parts.exponent, parts.mantissa);
+}
+SOFTREG_INLINE Vec<double> vlog(Vec<double> x) { return x.log(); }
 
 SOFTREG_INLINE Vec<float> vexp(Vec<float> x) {
   const ExpFactors<Vec<float>> exp = exp_factors<kExp2Bits>(x);
