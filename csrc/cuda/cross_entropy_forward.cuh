@@ -47,7 +47,7 @@ __device__ __forceinline__ RowState<Accumulator<T>> state_of_slots(
     A sum = 0;
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) {
-      sum += exp_for_sum<T>(x[s][i] - common);
+      sum += exp_beside_logits<T>(x[s][i] - common);
     }
     state.exp.sum += sum;
   }

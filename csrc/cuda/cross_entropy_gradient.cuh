@@ -55,11 +55,11 @@ struct LogitGradients {
       const A x = static_cast<A>(raw[i]);
       if (kPlain || args.transform.is_identity) {
         raw[i] = static_cast<T>(
-            logit_gradient(vexp(x - max), gradient.softmax_scale, at, gradient.upstream));
+            logit_gradient(exp_beside_logits<T>(x - max), gradient.softmax_scale, at, gradient.upstream));
       } else {
         const TransformedLogit<A> y = transform_logit(args.transform, x);
         raw[i] = static_cast<T>(
-            logit_gradient(vexp(y.value - max), gradient.softmax_scale, at, gradient.upstream) *
+            logit_gradient(exp_beside_logits<T>(y.value - max), gradient.softmax_scale, at, gradient.upstream) *
             y.slope);
       }
     }

@@ -35,10 +35,10 @@ __device__ __forceinline__ void store_pack(Pack<T>* to, const Pack<T>& pack) {
   __stwb(reinterpret_cast<uint4*>(to), words);
 }
 
-// exp as a sum over logits of type T needs it: beside the rounding of a half type's logits the
+// exp of logits of type T, less their maximum: beside the rounding of a half type's logits the
 // 2^-21 of the hardware's exponential is nothing.
 template <typename T>
-__device__ __forceinline__ Accumulator<T> exp_for_sum(Accumulator<T> x) {
+__device__ __forceinline__ Accumulator<T> exp_beside_logits(Accumulator<T> x) {
   if constexpr (sizeof(T) == 2) {
     return __expf(x);
   } else {

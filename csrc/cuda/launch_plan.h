@@ -11,7 +11,7 @@ namespace softreg {
 template <typename T>
 constexpr int kForwardSlots = sizeof(T) == 4 ? 4 : 2;
 template <typename T>
-constexpr int kGradientSlots = sizeof(T) == 4 ? 2 : 1;
+constexpr int kGradientSlots = sizeof(T) == 8 ? 1 : 2;
 
 // Blocks of 512 threads that a multiprocessor has registers for: of two, one loads while the other
 // waits for its barrier.
@@ -76,7 +76,7 @@ inline LaunchPlan plan_forward(const LaunchShape& shape, int64_t multiprocessors
 inline LaunchPlan plan_gradient(const LaunchShape& shape) {
   constexpr int64_t kMostBlocks = INT32_MAX, kMostColumns = 65535;
   LaunchPlan plan = plan_rows(shape);
-  plan.columns = std::clamp<int64_t>(shape.rounds(plan.team) / 2, 1, kMostColumns);
+  plan.columns = std::clamp<int64_t>(shape.rounds(plan.team) / 8, 1, kMostColumns);
   plan.blocks = std::min(plan.blocks, kMostBlocks);
   return plan;
 }
