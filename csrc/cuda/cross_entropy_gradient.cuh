@@ -54,13 +54,13 @@ struct LogitGradients {
       const A at = first + i == label ? gradient.target_offset : elsewhere;
       const A x = static_cast<A>(raw[i]);
       if (kPlain || args.transform.is_identity) {
-        raw[i] = static_cast<T>(
-            logit_gradient(exp_beside_logits<T>(x - max), gradient.softmax_scale, at, gradient.upstream));
+        raw[i] = static_cast<T>(logit_gradient(exp_beside_logits<T>(x - max),
+                                               gradient.softmax_scale, at, gradient.upstream));
       } else {
         const TransformedLogit<A> y = transform_logit(args.transform, x);
-        raw[i] = static_cast<T>(
-            logit_gradient(exp_beside_logits<T>(y.value - max), gradient.softmax_scale, at, gradient.upstream) *
-            y.slope);
+        raw[i] = static_cast<T>(logit_gradient(exp_beside_logits<T>(y.value - max),
+                                               gradient.softmax_scale, at, gradient.upstream) *
+                                y.slope);
       }
     }
     return raw;
