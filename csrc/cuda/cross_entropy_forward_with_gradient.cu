@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(512, (kResidentBlocks<T, kPlain>))
     const auto saved = [&] {
       return SavedRow<A>{shift(state.exp.max), state.exp.sum, static_cast<A>(state.coefficient)};
     };
-    write_gradient_row(gradient_args, row, team, whole_row, [&](int head) {
+    write_gradient_row<kSecondReadSlots<T>>(gradient_args, row, team, whole_row, [&](int head) {
       return LogitGradients<T, kPlain>(gradient_args, row, head, target, saved);
     });
   };

@@ -31,8 +31,9 @@ __global__ void __launch_bounds__(512, (kResidentBlocks<T, kPlain>))
   const int64_t rows_at_once = team.per_block();
   for (int64_t row = blockIdx.x * rows_at_once + team.index(); row < args.rows;
        row += gridDim.x * rows_at_once) {
-    write_gradient_row(args, row, team, share_of_block(),
-                       [&](int head) { return Gradients<T, kPlain>(args, row, head); });
+    write_gradient_row<kGradientSlots<T>>(args, row, team, share_of_block(), [&](int head) {
+      return Gradients<T, kPlain>(args, row, head);
+    });
   }
 }
 

@@ -102,7 +102,7 @@ struct TargetGradients {
 };
 
 // gradients_of(head): the row's Gradients, once its first slot is known.
-template <typename T, typename A, typename GradientsOf>
+template <int kSlots, typename T, typename A, typename GradientsOf>
 __device__ __forceinline__ void write_gradient_row(const BackwardArgs<T, A>& args, int64_t row,
                                                    Team team, Share share,
                                                    const GradientsOf& gradients_of) {
@@ -111,13 +111,13 @@ __device__ __forceinline__ void write_gradient_row(const BackwardArgs<T, A>& arg
   const RowItems<T> grad = items_of(args.grad, row, args.classes, slots.head);
   const RowItems<const T> logits = items_of(args.logits, row, args.classes, slots.head);
   const auto gradients = gradients_of(slots.head);
-  const int at_once = team.size * kGradientSlots<T>;
+  const int at_once = team.size * kSlots;
   for (int begin = share.index * at_once + team.lane(); begin < slots.count;
        begin += share.count * at_once) {
-    SlotItems<T, kWidth> items[kGradientSlots<T>];
-    int first[kGradientSlots<T>];
+    SlotItems<T, kWidth> items[kSlots];
+    int first[kSlots];
 #pragma unroll
-    for (int s = 0; s < kGradientSlots<T>; ++s) {
+    for (int s = 0; s < kSlots; ++s) {
       const int slot = begin + s * team.size;
       first[s] = slot < slots.count ? slots.first(slot) : grad.classes;
 #pragma unroll
@@ -129,7 +129,7 @@ __device__ __forceinline__ void write_gradient_row(const BackwardArgs<T, A>& arg
       }
     }
 #pragma unroll
-    for (int s = 0; s < kGradientSlots<T>; ++s) {
+    for (int s = 0; s < kSlots; ++s) {
       grad.template store<kWidth>(first[s],
                                   gradients.flows ? gradients.of(first[s], items[s]) : items[s]);
     }

@@ -12,6 +12,9 @@ template <typename T>
 constexpr int kForwardSlots = sizeof(T) == 4 ? 4 : 2;
 template <typename T>
 constexpr int kGradientSlots = sizeof(T) == 8 ? 1 : 2;
+// Beside the forward pass there are fewer registers.
+template <typename T>
+constexpr int kSecondReadSlots = sizeof(T) == 4 ? 2 : 1;
 
 // Blocks of 512 threads that a multiprocessor has registers for: of two, one loads while the other
 // waits for its barrier.
