@@ -83,9 +83,8 @@ else
   one_line sanitizer "not run: there is no compute-sanitizer"
 fi
 
-# pytest-benchmark warns of workers, and a warning is an error here.
 workers=()
-"$python" -c 'import xdist' 2>/dev/null && workers=(-n 8 -p no:benchmark)
+"$python" -c 'import xdist' 2>/dev/null && workers=(-n 8)
 timeout -k 5 "$TESTS_S" "$python" -m pytest -q -m cuda "${workers[@]}" tests/cuda \
   >"$work/tests.log" 2>&1
 judge tests $? "$work/tests.log"

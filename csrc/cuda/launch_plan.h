@@ -75,11 +75,12 @@ inline LaunchPlan plan_forward(const LaunchShape& shape, int64_t multiprocessors
   return plan;
 }
 
-// Blocks with little to do, many of them: nothing has to be summed.
+// Many blocks, for nothing has to be summed, but eight rounds to each: what a block must know of its
+// row before it starts costs a few round trips to memory.
 inline LaunchPlan plan_gradient(const LaunchShape& shape) {
-  constexpr int64_t kMostBlocks = INT32_MAX, kMostColumns = 65535;
+  constexpr int64_t kMostBlocks = INT32_MAX, kMostColumns = 65535, kRounds = 8;
   LaunchPlan plan = plan_rows(shape);
-  plan.columns = std::clamp<int64_t>(shape.rounds(plan.team) / 8, 1, kMostColumns);
+  plan.columns = std::clamp<int64_t>(shape.rounds(plan.team) / kRounds, 1, kMostColumns);
   plan.blocks = std::min(plan.blocks, kMostBlocks);
   return plan;
 }

@@ -40,8 +40,7 @@ def test_whole_option_table(name: str) -> None:
     """As on the CPU, but for labels out of range: no IndexError comes back from a GPU."""
     done = run(
         [
-            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:benchmark"),
-            "--tb=short",
+            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short"),
             *("-m", "not index_error", str(Path(__file__).parents[1] / f"test_{name}.py")),
         ],
         SOFTREG_DEVICE="cuda",
