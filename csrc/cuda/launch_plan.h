@@ -75,8 +75,8 @@ inline LaunchPlan plan_forward(const LaunchShape& shape, int64_t multiprocessors
   return plan;
 }
 
-// Many blocks, for nothing has to be summed, but eight rounds to each: what a block must know of its
-// row before it starts costs a few round trips to memory.
+// Many blocks, for nothing has to be summed, but eight rounds to each: what a block must know of
+// its row before it starts costs a few round trips to memory.
 inline LaunchPlan plan_gradient(const LaunchShape& shape) {
   constexpr int64_t kMostBlocks = INT32_MAX, kMostColumns = 65535, kRounds = 8;
   LaunchPlan plan = plan_rows(shape);
