@@ -72,6 +72,8 @@ SOFTREG_INLINE bool names_a_class(int64_t label, int64_t classes) {
 
 template <typename T, typename A>
 struct CrossEntropyRows {
+  using Logit = T;
+
   int64_t rows;
   int64_t classes;
   RowMatrix<const T> logits;
@@ -85,6 +87,7 @@ struct CrossEntropyRows {
   A z_loss;
   LogitTransform<A> transform;
 
+  SOFTREG_INLINE bool holds(int64_t c) const { return names_a_class(c, classes); }
   SOFTREG_INLINE bool has_probabilities() const { return is_distribution; }
   SOFTREG_INLINE bool classes_adjacent() const {
     return logits.classes_adjacent() && (!has_probabilities() || probabilities.classes_adjacent());

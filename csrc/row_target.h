@@ -16,17 +16,18 @@ struct RowTarget {
   bool counts = true;
 
   RowTarget() = default;
+  // A label that is not in [0, classes) is one that is ignored.
   template <typename T, typename A>
-  SOFTREG_INLINE RowTarget(const CrossEntropyRows<T, A>& args, int64_t row, int64_t& bad_row) {
-    if (args.has_probabilities()) {
-      counts = args.classes > 0;
-      return;
-    }
-    label = args.labels[row];
-    counts = label != args.labels.ignore_index;
-    if (counts && !names_a_class(label, args.classes)) {
+  SOFTREG_INLINE RowTarget(const CrossEntropyRows<T, A>& args, int64_t label) : label(label) {
+    counts = args.has_probabilities()
+                 ? args.classes > 0
+                 : label != args.labels.ignore_index && names_a_class(label, args.classes);
+  }
+  template <typename T, typename A>
+  SOFTREG_INLINE RowTarget(const CrossEntropyRows<T, A>& args, int64_t row, int64_t& bad_row)
+      : RowTarget(args, args.has_probabilities() ? -1 : args.labels[row]) {
+    if (!counts && !args.has_probabilities() && label != args.labels.ignore_index) {
       bad_row = row < bad_row ? row : bad_row;
-      counts = false;
     }
   }
 };
@@ -92,14 +93,15 @@ SOFTREG_INLINE SavedRow<A> saved_row(const BackwardArgs<T, A>& args, int64_t row
           args.has_probabilities() ? args.coefficient_sum[row] : A(0)};
 }
 
-// Of one row, with what flows into it through the loss (where it counts) and through lse (always).
+// Of one row, with what flows into it through the loss (where it counts), `upstream`, and through
+// lse (always).
 template <typename T, typename A>
 SOFTREG_INLINE RowGradient<A> row_gradient(const BackwardArgs<T, A>& args, int64_t row,
-                                           RowTarget target, SavedRow<A> saved) {
+                                           RowTarget target, SavedRow<A> saved, A upstream) {
   RowGradient<A> gradient;
   if (target.counts) {
     gradient = row_gradient(args, row_weight(args, target), saved.max, saved.sum,
-                            saved.coefficients, upstream_gradient(args, row));
+                            saved.coefficients, upstream);
   }
   return args.grad_lse ? with_lse_gradient(gradient, args.grad_lse[row], saved.sum) : gradient;
 }

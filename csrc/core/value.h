@@ -18,6 +18,10 @@ template <typename F>
 SOFTREG_INLINE F vmax(F best, F x) {
   return x > best ? x : best;
 }
+#ifdef __CUDA_ARCH__  // one instruction, and the same while `best` is a number
+SOFTREG_INLINE float vmax(float best, float x) { return fmaxf(best, x); }
+SOFTREG_INLINE double vmax(double best, double x) { return fmax(best, x); }
+#endif
 
 SOFTREG_INLINE float vexp(float x) { return expf(x); }
 SOFTREG_INLINE double vexp(double x) { return exp(x); }

@@ -118,7 +118,8 @@ SOFTREG_INLINE void backward_row(const BackwardArgs<T, A>& args, int64_t row, Ro
     return;
   }
   const T* logits = args.logits.row(row) + columns.first;
-  const RowGradient<A> gradient = row_gradient(args, row, target, saved_row(args, row));
+  const RowGradient<A> gradient =
+      row_gradient(args, row, target, saved_row(args, row), upstream_gradient(args, row));
   const Vec<A> max(args.row_max[row]), scale(gradient.softmax_scale), upstream(gradient.upstream);
   if (exps) {
     store_gradient(args, row, target, gradient, columns, [&](int64_t c, auto lanes, Vec<A> offset) {

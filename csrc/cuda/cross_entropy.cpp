@@ -13,10 +13,15 @@
 namespace softreg {
 namespace {
 
-int64_t multiprocessors(c10::DeviceIndex device) {
-  int count = 0;
-  C10_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
-  return count;
+GpuLimits limits_of(c10::DeviceIndex device) {
+  const auto attribute = [&](cudaDeviceAttr name) {
+    int value = 0;
+    C10_CUDA_CHECK(cudaDeviceGetAttribute(&value, name, device));
+    return value;
+  };
+  return {attribute(cudaDevAttrMultiProcessorCount),
+          attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor),
+          attribute(cudaDevAttrL2CacheSize)};
 }
 
 void check_classes(const CrossEntropyArgs& args) {
@@ -29,7 +34,7 @@ at::Tensor weight_sum_cuda(const at::Tensor& weight) {
   return weight.sum(at::kDouble).to(weight.scalar_type());
 }
 
-// What both forward passes launch with: launch(kernel_args, result, workspace, multiprocessors).
+// What both forward passes launch with: launch(kernel_args, result, workspace, limits).
 template <typename T, typename Launch>
 void run_forward(const CrossEntropyArgs& args, const ForwardOutputs& outputs,
                  const Launch& launch) {
@@ -40,10 +45,10 @@ void run_forward(const CrossEntropyArgs& args, const ForwardOutputs& outputs,
   const ForwardResult<T> result{per_row ? nullptr : outputs.loss.mutable_data_ptr<T>(),
                                 args.reduction == Reduction::kMean,
                                 outputs.total_weight.mutable_data_ptr<double>()};
-  const int64_t processors = multiprocessors(args.logits.device().index());
-  const at::Tensor workspace = at::empty({forward_workspace(kernel_args, processors)},
-                                         args.logits.options().dtype(at::kByte));
-  C10_CUDA_CHECK(launch(kernel_args, result, workspace.mutable_data_ptr(), processors));
+  const GpuLimits limits = limits_of(args.logits.device().index());
+  const at::Tensor workspace =
+      at::empty({forward_workspace(kernel_args, limits)}, args.logits.options().dtype(at::kByte));
+  C10_CUDA_CHECK(launch(kernel_args, result, workspace.mutable_data_ptr(), limits));
 }
 
 template <typename T>
@@ -60,18 +65,18 @@ void forward_with_gradient_typed(const CrossEntropyArgs& args, double grad_loss,
   const WrittenGradient<T> written(outputs.grad_logits);
   run_forward<T>(args, outputs,
                  [&](const ForwardArgs<T, A>& kernel_args, const auto& result, void* workspace,
-                     int64_t processors) {
+                     const GpuLimits& limits) {
                    BackwardArgs<T, A> gradient_args =
                        backward_args<T>(kernel_args, static_cast<A>(grad_loss), written.matrix());
                    gradient_args.total_weight = result.is_mean ? result.total_weight : nullptr;
                    return launch_forward_with_gradient(kernel_args, gradient_args, result,
-                                                       workspace, processors,
+                                                       workspace, limits,
                                                        c10::cuda::getCurrentCUDAStream());
                  });
   written.copy_to_result();
 }
 
-// Fills `result`, which is shaped like the logits: launch(kernel_args, stream).
+// Fills `result`, which is shaped like the logits: launch(kernel_args, limits, stream).
 template <typename T, typename Launch>
 void run_gradient(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad,
                   const at::Tensor& result, const Launch& launch) {
@@ -80,7 +85,8 @@ void run_gradient(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad
     return;
   }
   const GradientTensors<T> tensors(args, grad, result, weight_sum_cuda);
-  C10_CUDA_CHECK(launch(tensors.kernel_args(), c10::cuda::getCurrentCUDAStream()));
+  C10_CUDA_CHECK(launch(tensors.kernel_args(), limits_of(args.logits.device().index()),
+                        c10::cuda::getCurrentCUDAStream()));
   tensors.copy_to_result();
 }
 
@@ -133,14 +139,14 @@ void cross_entropy_correction_cuda(const CrossEntropyArgs& args, const CrossEntr
   void* report_on_device = nullptr;
   C10_CUDA_CHECK(cudaHostGetDevicePointer(&report_on_device, report.mutable_data_ptr(), 0));
   KnownGradient known{guess, static_cast<double*>(report_on_device)};
-  const int64_t processors = multiprocessors(args.logits.device().index());
   SOFTREG_DISPATCH_LOGITS(args.result_type(), "cross_entropy_correction_cuda", [&] {
     run_gradient<scalar_t>(
-        args, grad, grad_logits, [&](const auto& kernel_args, cudaStream_t stream) {
+        args, grad, grad_logits,
+        [&](const auto& kernel_args, const GpuLimits& limits, cudaStream_t stream) {
           if (kernel_args.grad.data != grad_logits.const_data_ptr()) {
             known.upstream = NAN;  // a layout or dtype to copy to, and so to compute in any case
           }
-          return launch_correction(kernel_args, known, processors, stream);
+          return launch_correction(kernel_args, known, limits, stream);
         });
   });
 }

@@ -13,22 +13,21 @@ struct ForwardWorkspace {
 };
 
 template <typename T, bool kPlain>
-__global__ void __launch_bounds__(512, (kResidentBlocks<T, kPlain>))
+__global__ void __launch_bounds__((kResidentThreads<T, kPlain>), 1)
     cross_entropy_forward_kernel(const __grid_constant__ ForwardArgs<T, Accumulator<T>> args,
                                  const __grid_constant__ ForwardResult<T> result,
-                                 ForwardWorkspace<Accumulator<T>> workspace, int threads_of_row) {
+                                 ForwardWorkspace<Accumulator<T>> workspace, int threads_of_row,
+                                 int sources) {
   using A = Accumulator<T>;
-  const Team team{threads_of_row};
+  const Team team(threads_of_row);
   const bool whole_rows = gridDim.y == 1;
-  ForwardTotals totals;
-  const auto use = [&](int64_t row, RowTarget target, A logit_of_label, const RowState<A>& state) {
-    if (team.lane() == 0 && whole_rows) {
-      finish_row(args, row, target, logit_of_label, state, totals);
-    } else if (team.lane() == 0) {
+  const auto keep_share = [&](int64_t row, RowTarget, const RowState<A>& state, auto&...) {
+    if (!whole_rows && team.lane() == 0) {
       workspace.columns[row * gridDim.y + blockIdx.y] = state;
     }
   };
-  walk_rows<kPlain>(args, team, share_of_block(), use);
+  const ForwardTotals totals =
+      walk_rows<kPlain, false>(args, team, share_of_block(), sources, kPlacesOfStream, keep_share);
   if (whole_rows) {
     finish_block(result, workspace.totals, {totals.loss, totals.weight});
   }
@@ -42,7 +41,7 @@ __global__ void __launch_bounds__(512, 1)
                          const RowState<Accumulator<T>>* columns, int columns_of_row,
                          int threads_of_row) {
   using A = Accumulator<T>;
-  const Team team{threads_of_row};
+  const Team team(threads_of_row);
   const bool weighted = args.all_classes_count();
   ForwardTotals totals;
   for (int64_t begin = 0; begin < args.rows; begin += team.per_block()) {
@@ -53,8 +52,7 @@ __global__ void __launch_bounds__(512, 1)
     }
     state = merge_lanes(state, team.size, weighted);
     if (row < args.rows && team.lane() == 0) {
-      const RowTarget target = checked_target(args, row);
-      finish_row(args, row, target, label_logit(args, row, target), state, totals);
+      finish_row(args, row, state, totals);
     }
   }
   finish_block(result, nullptr, {totals.loss, totals.weight});
@@ -63,30 +61,31 @@ __global__ void __launch_bounds__(512, 1)
 }  // namespace
 
 template <typename T>
-int64_t forward_workspace(const ForwardArgs<T, Accumulator<T>>& args, int64_t multiprocessors) {
-  const LaunchPlan plan = plan_forward(forward_shape(args), multiprocessors);
+int64_t forward_workspace(const ForwardArgs<T, Accumulator<T>>& args, const GpuLimits& limits) {
+  const LaunchPlan plan = plan_forward(launch_shape<T>(args, true), limits);
   return plan.columns > 1 ? args.rows * plan.columns * sizeof(RowState<Accumulator<T>>)
                           : plan.blocks * sizeof(Totals);
 }
 
 template <typename T>
 cudaError_t launch_forward(const ForwardArgs<T, Accumulator<T>>& args,
-                           const ForwardResult<T>& result, void* workspace, int64_t multiprocessors,
+                           const ForwardResult<T>& result, void* workspace, const GpuLimits& limits,
                            cudaStream_t stream) {
   using A = Accumulator<T>;
-  const LaunchPlan plan = plan_forward(forward_shape(args), multiprocessors);
+  const LaunchPlan plan = plan_forward(launch_shape<T>(args, true), limits);
   const ForwardWorkspace<A> left{static_cast<RowState<A>*>(workspace),
                                  static_cast<Totals*>(workspace)};
   Launches launches{stream};
   launches.add(args.is_plain() ? cross_entropy_forward_kernel<T, true>
                                : cross_entropy_forward_kernel<T, false>,
-               dim3(plan.blocks, plan.columns), plan.threads, args, result, left, plan.team);
+               dim3(plan.blocks, plan.columns), plan.threads, plan.shared_bytes(), args, result,
+               left, plan.team, plan.sources);
   if (plan.columns > 1) {
     int team = kWarp;
     while (team / 2 >= plan.columns) {
       team /= 2;
     }
-    launches.add(merge_columns_kernel<T>, dim3(1), 512, args, result, left.columns,
+    launches.add(merge_columns_kernel<T>, dim3(1), 512, 0, args, result, left.columns,
                  static_cast<int>(plan.columns), team);
   } else {
     add_totals(launches, result, left.totals, plan.blocks);
@@ -94,10 +93,11 @@ cudaError_t launch_forward(const ForwardArgs<T, Accumulator<T>>& args,
   return launches.error;
 }
 
-#define SOFTREG_FORWARD(T)                                                            \
-  template int64_t forward_workspace(const ForwardArgs<T, Accumulator<T>>&, int64_t); \
-  template cudaError_t launch_forward(const ForwardArgs<T, Accumulator<T>>&,          \
-                                      const ForwardResult<T>&, void*, int64_t, cudaStream_t);
+#define SOFTREG_FORWARD(T)                                                                     \
+  template int64_t forward_workspace(const ForwardArgs<T, Accumulator<T>>&, const GpuLimits&); \
+  template cudaError_t launch_forward(const ForwardArgs<T, Accumulator<T>>&,                   \
+                                      const ForwardResult<T>&, void*, const GpuLimits&,        \
+                                      cudaStream_t);
 
 SOFTREG_FORWARD(float)
 SOFTREG_FORWARD(double)

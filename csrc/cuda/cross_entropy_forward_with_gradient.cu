@@ -26,27 +26,28 @@ __global__ void __launch_bounds__(512, 1)
 }
 
 template <typename T, bool kPlain>
-__global__ void __launch_bounds__(512, (kResidentBlocks<T, kPlain>))
+__global__ void __launch_bounds__((kResidentThreads<T, kPlain>), 1)
     cross_entropy_forward_with_gradient_kernel(
         const __grid_constant__ ForwardArgs<T, Accumulator<T>> args,
         const __grid_constant__ BackwardArgs<T, Accumulator<T>> gradient_args,
-        const __grid_constant__ ForwardResult<T> result, Totals* of_blocks, int threads_of_row) {
+        const __grid_constant__ ForwardResult<T> result, Totals* of_blocks, int threads_of_row,
+        int sources, int places) {
   using A = Accumulator<T>;
-  const Team team{threads_of_row};
+  const Team team(threads_of_row);
   constexpr Share whole_row{0, 1};
-  ForwardTotals totals;
-  const auto use = [&](int64_t row, RowTarget target, A logit_of_label, const RowState<A>& state) {
-    if (team.lane() == 0) {
-      finish_row(args, row, target, logit_of_label, state, totals);
-    }
+  const UpstreamGradients<T, A> upstream(gradient_args);
+  const auto write_gradient = [&](int64_t row, RowTarget target, const RowState<A>& state,
+                                  const RowRounds<T>& rounds,
+                                  RowStream<ForwardArgs<T, A>, kPlain, true>& stream) {
     const auto saved = [&] {
       return SavedRow<A>{shift(state.exp.max), state.exp.sum, static_cast<A>(state.coefficient)};
     };
-    write_gradient_row<kSecondReadSlots<T>>(gradient_args, row, team, whole_row, [&](int head) {
-      return LogitGradients<T, kPlain>(gradient_args, row, head, target, saved);
-    });
+    const LogitGradients<T, kPlain> gradients(upstream, row, rounds.head, target, saved);
+    write_gradient_row<kPlain>(gradient_args, row, team, rounds, rounds.count - stream.kept(rounds),
+                               gradients, stream);
   };
-  walk_rows<kPlain>(args, team, whole_row, use);
+  const ForwardTotals totals =
+      walk_rows<kPlain, true>(args, team, whole_row, sources, places, write_gradient);
   finish_block(result, of_blocks, {totals.loss, {}});
 }
 
@@ -58,7 +59,7 @@ void add_total_weight(Launches& launches, const ForwardArgs<T, Accumulator<T>>& 
   const int64_t blocks = std::clamp<int64_t>(wanted, 1, most_blocks);
   ForwardResult<T> result{};
   result.total_weight = total_weight;
-  launches.add(total_weight_kernel<T>, dim3(blocks), kThreads, args, result, of_blocks);
+  launches.add(total_weight_kernel<T>, dim3(blocks), kThreads, 0, args, result, of_blocks);
   add_totals(launches, result, of_blocks, blocks);
 }
 
@@ -68,11 +69,11 @@ template <typename T>
 cudaError_t launch_forward_with_gradient(const ForwardArgs<T, Accumulator<T>>& args,
                                          const BackwardArgs<T, Accumulator<T>>& gradient_args,
                                          const ForwardResult<T>& result, void* workspace,
-                                         int64_t multiprocessors, cudaStream_t stream) {
-  const LaunchPlan plan = plan_forward(forward_shape(args), multiprocessors);
+                                         const GpuLimits& limits, cudaStream_t stream) {
+  const LaunchPlan plan = plan_forward_with_gradient(launch_shape<T>(args, true), limits);
   if (plan.columns > 1) {  // each block has but a share of a row
-    const cudaError_t error = launch_forward(args, result, workspace, multiprocessors, stream);
-    return error == cudaSuccess ? launch_backward(gradient_args, stream) : error;
+    const cudaError_t error = launch_forward(args, result, workspace, limits, stream);
+    return error == cudaSuccess ? launch_backward(gradient_args, limits, stream) : error;
   }
   Totals* of_blocks = static_cast<Totals*>(workspace);
   Launches launches{stream};
@@ -81,8 +82,8 @@ cudaError_t launch_forward_with_gradient(const ForwardArgs<T, Accumulator<T>>& a
   with_total_weight.has_total_weight = true;
   launches.add(args.is_plain() ? cross_entropy_forward_with_gradient_kernel<T, true>
                                : cross_entropy_forward_with_gradient_kernel<T, false>,
-               dim3(plan.blocks), plan.threads, args, gradient_args, with_total_weight, of_blocks,
-               plan.team);
+               dim3(plan.blocks), plan.threads, plan.shared_bytes(), args, gradient_args,
+               with_total_weight, of_blocks, plan.team, plan.sources, plan.places);
   if (result.loss) {
     add_totals(launches, with_total_weight, of_blocks, plan.blocks);
   }
@@ -92,7 +93,7 @@ cudaError_t launch_forward_with_gradient(const ForwardArgs<T, Accumulator<T>>& a
 #define SOFTREG_FORWARD_WITH_GRADIENT(T)                                             \
   template cudaError_t launch_forward_with_gradient(                                 \
       const ForwardArgs<T, Accumulator<T>>&, const BackwardArgs<T, Accumulator<T>>&, \
-      const ForwardResult<T>&, void*, int64_t, cudaStream_t);
+      const ForwardResult<T>&, void*, const GpuLimits&, cudaStream_t);
 
 SOFTREG_FORWARD_WITH_GRADIENT(float)
 SOFTREG_FORWARD_WITH_GRADIENT(double)

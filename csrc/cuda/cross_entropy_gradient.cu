@@ -21,63 +21,69 @@ __device__ __forceinline__ bool is_right(const KnownGradient& known,
 }
 
 template <template <typename, bool> class Gradients, typename T, bool kPlain>
-__global__ void __launch_bounds__(512, (kResidentBlocks<T, kPlain>))
+__global__ void __launch_bounds__((kResidentThreads<T, kPlain>), 1)
     cross_entropy_gradient_kernel(const __grid_constant__ BackwardArgs<T, Accumulator<T>> args,
-                                  KnownGradient known, int threads_of_row) {
+                                  KnownGradient known, int threads_of_row, int sources) {
+  using Stream = RowStream<BackwardArgs<T, Accumulator<T>>, kPlain, false>;
   if (is_right(known, args)) {
     return;
   }
-  const Team team{threads_of_row};
-  const int64_t rows_at_once = team.per_block();
-  for (int64_t row = blockIdx.x * rows_at_once + team.index(); row < args.rows;
-       row += gridDim.x * rows_at_once) {
-    write_gradient_row<kGradientSlots<T>>(args, row, team, share_of_block(), [&](int head) {
-      return Gradients<T, kPlain>(args, row, head);
-    });
+  const Team team(threads_of_row);
+  const Share share = share_of_block();
+  const int rows_at_once = team.per_block(), stride = gridDim.x * rows_at_once;
+  int64_t row = static_cast<int64_t>(blockIdx.x) * rows_at_once + team.index();
+  Stream stream(args, team, share, row, stride, sources, kPlacesOfStream);
+  const UpstreamGradients<T, Accumulator<T>> upstream(args);
+  RowRounds<T> rounds;
+  for (; row < args.rows; row += stride) {
+    rounds.move_to(args, row, team, share);
+    const Gradients<T, kPlain> gradients(upstream, row, rounds.head);
+    write_gradient_row<kPlain>(args, row, team, rounds, 0, gradients, stream);
   }
 }
 
 template <template <typename, bool> class Gradients, typename T>
-cudaError_t launch_gradient(const BackwardArgs<T, Accumulator<T>>& args, const LaunchPlan& plan,
-                            const KnownGradient& known, cudaStream_t stream) {
+cudaError_t launch_gradient(const BackwardArgs<T, Accumulator<T>>& args, const KnownGradient& known,
+                            const GpuLimits& limits, cudaStream_t stream) {
+  const bool plain = args.is_plain();
+  const LaunchPlan plan =
+      plan_gradient(launch_shape<T>(args, Gradients<T, true>::kReadsProbabilities), limits);
   Launches launches{stream};
-  launches.add(args.is_plain() ? cross_entropy_gradient_kernel<Gradients, T, true>
-                               : cross_entropy_gradient_kernel<Gradients, T, false>,
-               dim3(plan.blocks, plan.columns), plan.threads, args, known, plan.team);
+  launches.add(plain ? cross_entropy_gradient_kernel<Gradients, T, true>
+                     : cross_entropy_gradient_kernel<Gradients, T, false>,
+               dim3(plan.blocks, plan.columns), plan.threads, plan.shared_bytes(), args, known,
+               plan.team, plan.sources);
   return launches.error;
-}
-
-template <typename T>
-LaunchShape gradient_shape(const BackwardArgs<T, Accumulator<T>>& args) {
-  return {args.rows, args.classes, args.grad.classes_adjacent(), Pack<T>::kItems,
-          kGradientSlots<T>};
 }
 
 }  // namespace
 
 template <typename T>
-cudaError_t launch_backward(const BackwardArgs<T, Accumulator<T>>& args, cudaStream_t stream) {
-  return launch_gradient<LogitGradients>(args, plan_gradient(gradient_shape(args)), {}, stream);
+cudaError_t launch_backward(const BackwardArgs<T, Accumulator<T>>& args, const GpuLimits& limits,
+                            cudaStream_t stream) {
+  return launch_gradient<LogitGradients>(args, {}, limits, stream);
 }
 
 template <typename T>
-cudaError_t launch_grad_target(const BackwardArgs<T, Accumulator<T>>& args, cudaStream_t stream) {
-  return launch_gradient<TargetGradients>(args, plan_gradient(gradient_shape(args)), {}, stream);
+cudaError_t launch_grad_target(const BackwardArgs<T, Accumulator<T>>& args, const GpuLimits& limits,
+                               cudaStream_t stream) {
+  return launch_gradient<TargetGradients>(args, {}, limits, stream);
 }
 
 template <typename T>
 cudaError_t launch_correction(const BackwardArgs<T, Accumulator<T>>& args,
-                              const KnownGradient& known, int64_t multiprocessors,
+                              const KnownGradient& known, const GpuLimits& limits,
                               cudaStream_t stream) {
-  const LaunchPlan plan = plan_correction(gradient_shape(args), multiprocessors);
-  return launch_gradient<LogitGradients>(args, plan, known, stream);
+  return launch_gradient<LogitGradients>(args, known, limits, stream);
 }
 
 #define SOFTREG_GRADIENTS(T)                                                                     \
-  template cudaError_t launch_backward(const BackwardArgs<T, Accumulator<T>>&, cudaStream_t);    \
-  template cudaError_t launch_grad_target(const BackwardArgs<T, Accumulator<T>>&, cudaStream_t); \
+  template cudaError_t launch_backward(const BackwardArgs<T, Accumulator<T>>&, const GpuLimits&, \
+                                       cudaStream_t);                                            \
+  template cudaError_t launch_grad_target(const BackwardArgs<T, Accumulator<T>>&,                \
+                                          const GpuLimits&, cudaStream_t);                       \
   template cudaError_t launch_correction(const BackwardArgs<T, Accumulator<T>>&,                 \
-                                         const KnownGradient&, int64_t, cudaStream_t);
+                                         const KnownGradient&, const GpuLimits&, cudaStream_t);
 
 SOFTREG_GRADIENTS(float)
 SOFTREG_GRADIENTS(double)

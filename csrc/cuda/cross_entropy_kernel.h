@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "cuda/launch_plan.h"
 #include "kernel_args.h"
 
 namespace softreg {
@@ -24,11 +25,11 @@ struct ForwardResult {
 
 // Device memory that the forward pass needs meanwhile, in bytes.
 template <typename T>
-int64_t forward_workspace(const ForwardArgs<T, Accumulator<T>>& args, int64_t multiprocessors);
+int64_t forward_workspace(const ForwardArgs<T, Accumulator<T>>& args, const GpuLimits& limits);
 
 template <typename T>
 cudaError_t launch_forward(const ForwardArgs<T, Accumulator<T>>& args,
-                           const ForwardResult<T>& result, void* workspace, int64_t multiprocessors,
+                           const ForwardResult<T>& result, void* workspace, const GpuLimits& limits,
                            cudaStream_t stream);
 
 // The gradient of the logits too, for the upstream gradient grad_reduced. The same workspace.
@@ -36,13 +37,15 @@ template <typename T>
 cudaError_t launch_forward_with_gradient(const ForwardArgs<T, Accumulator<T>>& args,
                                          const BackwardArgs<T, Accumulator<T>>& gradient_args,
                                          const ForwardResult<T>& result, void* workspace,
-                                         int64_t multiprocessors, cudaStream_t stream);
+                                         const GpuLimits& limits, cudaStream_t stream);
 
 // The gradient of the logits, and that of a target of probabilities.
 template <typename T>
-cudaError_t launch_backward(const BackwardArgs<T, Accumulator<T>>& args, cudaStream_t stream);
+cudaError_t launch_backward(const BackwardArgs<T, Accumulator<T>>& args, const GpuLimits& limits,
+                            cudaStream_t stream);
 template <typename T>
-cudaError_t launch_grad_target(const BackwardArgs<T, Accumulator<T>>& args, cudaStream_t stream);
+cudaError_t launch_grad_target(const BackwardArgs<T, Accumulator<T>>& args, const GpuLimits& limits,
+                               cudaStream_t stream);
 
 // A gradient that is there already, for an upstream gradient that is one number for all rows.
 struct KnownGradient {
@@ -53,7 +56,7 @@ struct KnownGradient {
 // The gradient of the logits, unless it is the known one.
 template <typename T>
 cudaError_t launch_correction(const BackwardArgs<T, Accumulator<T>>& args,
-                              const KnownGradient& known, int64_t multiprocessors,
+                              const KnownGradient& known, const GpuLimits& limits,
                               cudaStream_t stream);
 
 }  // namespace softreg

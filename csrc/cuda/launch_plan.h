@@ -6,26 +6,36 @@
 
 namespace softreg {
 
-// Slots (row_slots.cuh) that a thread loads before it uses the first of them: enough bytes on their
-// way, few enough logits for the registers. The gradients write as much as they read.
-template <typename T>
-constexpr int kForwardSlots = sizeof(T) == 4 ? 4 : 2;
-template <typename T>
-constexpr int kGradientSlots = sizeof(T) == 8 ? 1 : 2;
-// Beside the forward pass there are fewer registers.
-template <typename T>
-constexpr int kSecondReadSlots = sizeof(T) == 4 ? 2 : 1;
+constexpr int kSlotBytes = 16;
+// Slots (row_slots.cuh) that a thread takes up at a time, a round: enough bytes on their way.
+constexpr int kSlotsOfRound = 4;
+constexpr int64_t kRoundBytes = kSlotsOfRound * kSlotBytes;
+// Rounds on their way, or in use, where a row is read once.
+constexpr int kPlacesOfStream = 2;
 
-// Blocks of 512 threads that a multiprocessor has registers for: of two, one loads while the other
-// waits for its barrier.
+constexpr int kWarp = 32;
+// Of a block, where rows do not ask for more.
+constexpr int kThreads = 128;
+
+// Threads that a multiprocessor has registers for.
 template <typename T, bool kPlain>
-constexpr int kResidentBlocks = kPlain && sizeof(T) <= 4 ? 2 : 1;
+constexpr int kResidentThreads = sizeof(T) == 8 ? 256 : 512;
+
+struct GpuLimits {
+  int64_t multiprocessors;
+  int64_t shared_bytes;  // of a multiprocessor
+  int64_t l2_bytes;
+};
 
 struct LaunchPlan {
   int team;         // threads that share a row: a power of two up to 32, or the whole block
   int threads;      // of a block
   int64_t blocks;   // each takes up `threads / team` rows at a time, until none is left
   int64_t columns;  // blocks that share a row
+  int sources;      // of what comes through shared memory: logits, or probabilities too
+  int places;       // for rounds that are on their way, or kept
+
+  int64_t shared_bytes() const { return places * sources * kRoundBytes * threads; }
 };
 
 struct LaunchShape {
@@ -34,62 +44,97 @@ struct LaunchShape {
   // Where it is false, rows are: adjacent threads take up adjacent rows, each all classes of its
   // own.
   bool classes_adjacent;
-  int64_t slot_items;  // logits in 16 bytes
-  int slots_at_once;
+  int64_t slot_items;
+  int resident_threads;  // of a multiprocessor
+  int sources;
 
   int64_t slots() const { return (classes + slot_items - 1) / slot_items; }
-  // How many times a team takes up as many slots as it can.
-  int64_t rounds(int team) const { return slots() / (static_cast<int64_t>(team) * slots_at_once); }
+  int64_t rounds(int64_t team) const {
+    const int64_t at_once = team * kSlotsOfRound;
+    return std::max<int64_t>(1, (slots() + at_once - 1) / at_once);
+  }
 };
 
-inline LaunchPlan plan_rows(const LaunchShape& shape) {
-  constexpr int kWarp = 32, kThreads = 128, kMostThreads = 512;
-  // A warp for up to four rounds, for it needs no barrier; above, a block, for two rounds or more.
+// Of a block's shared memory, what is not for rounds.
+constexpr int64_t kOtherBytes = 4096;
+
+// For rounds that a thread keeps, or has on their way.
+inline int places_for(const LaunchShape& shape, const GpuLimits& limits, int threads) {
+  constexpr int64_t kMostPlaces = 8;
+  const int64_t of_block = limits.shared_bytes * threads / shape.resident_threads;
+  const int64_t places = (of_block - kOtherBytes) / (threads * shape.sources * kRoundBytes);
+  return static_cast<int>(std::clamp<int64_t>(places, 1, kMostPlaces));
+}
+
+// Of a block: all that are resident, where there is room for a stream of theirs.
+inline int most_threads(const LaunchShape& shape, const GpuLimits& limits) {
+  int threads = shape.resident_threads;
+  const int64_t bytes_of_thread = kPlacesOfStream * shape.sources * kRoundBytes;
+  while (threads > kThreads && threads * bytes_of_thread > limits.shared_bytes - kOtherBytes) {
+    threads /= 2;
+  }
+  return threads;
+}
+
+// `stays(team)`: whether what is read again, if anything is, is found in a cache.
+template <typename Stays>
+LaunchPlan plan_rows(const LaunchShape& shape, const GpuLimits& limits, const Stays& stays) {
   int team = 1;
   if (shape.classes_adjacent) {
-    const bool by_warp = shape.slots() <= 4 * kWarp * shape.slots_at_once;
-    const int least_slots = by_warp ? shape.slots_at_once : 2 * shape.slots_at_once;
-    team = by_warp ? 1 : kThreads;
-    while (team < (by_warp ? kWarp : kMostThreads) && team * least_slots < shape.slots()) {
+    while (team < kWarp && shape.rounds(team) > 1) {
       team *= 2;
     }
+    // Then no more threads than it takes: what comes once a row costs each of them as much.
+    const auto is_enough = [&](int64_t size) {
+      constexpr int64_t kFewRounds = 4;
+      const bool all_busy = shape.rows * size >= limits.multiprocessors * shape.resident_threads;
+      return shape.rounds(size) <= kFewRounds || (all_busy && stays(size));
+    };
+    while (team >= kWarp && team < most_threads(shape, limits) && !is_enough(team)) {
+      team = std::max(2 * team, kThreads);
+    }
   }
+  // As many blocks as are resident together: while one row is summed up, the next is on its way.
   const int threads = std::max(team, kThreads), rows_at_once = threads / team;
-  return {team, threads, (shape.rows + rows_at_once - 1) / rows_at_once, 1};
+  const int64_t wanted = (shape.rows + rows_at_once - 1) / rows_at_once;
+  const int64_t resident = limits.multiprocessors * (shape.resident_threads / threads);
+  LaunchPlan plan{team, threads,       std::clamp<int64_t>(wanted, 1, resident),
+                  1,    shape.sources, kPlacesOfStream};
+  // Few long rows are split over columns.
+  if (team > kWarp && plan.blocks < resident) {
+    plan.columns = std::min((resident + plan.blocks - 1) / plan.blocks, shape.rounds(team));
+  }
+  return plan;
 }
 
-// Each block leaves a partial sum behind: enough of them to fill the GPU several times over, and
-// one where all rows fit, for then no second launch adds up. Few long rows are split over columns.
-inline LaunchPlan plan_forward(const LaunchShape& shape, int64_t multiprocessors) {
-  constexpr int64_t kWarp = 32, kMostThreads = 512;
-  LaunchPlan plan = plan_rows(shape);
+// The same teams, and so the same bits, whether or not gradients are written too. Rows then stay
+// in shared memory, but for so few rounds that they do in the L2. Each block leaves a partial sum
+// behind; one where all rows fit, for then no second launch adds up.
+inline LaunchPlan plan_forward(const LaunchShape& shape, const GpuLimits& limits) {
+  const int64_t rounds_bytes =
+      limits.multiprocessors * shape.resident_threads * shape.sources * kRoundBytes;
+  LaunchPlan plan = plan_rows(shape, limits, [&](int64_t team) {
+    const int places = places_for(shape, limits, std::max<int64_t>(team, kThreads));
+    return (shape.rounds(team) - places) * rounds_bytes <= limits.l2_bytes / 4;
+  });
   const int64_t threads = std::max<int64_t>(1, shape.rows * plan.team);
-  const int64_t rounds = shape.rounds(plan.team), wanted = 2 * multiprocessors;
-  plan.blocks = std::clamp<int64_t>(plan.blocks, 1, 64 * multiprocessors);
-  if (plan.team <= kWarp && threads <= kMostThreads && rounds <= 4) {
+  if (plan.team <= kWarp && threads <= most_threads(shape, limits)) {
     plan.threads = static_cast<int>((threads + kWarp - 1) / kWarp * kWarp);
     plan.blocks = 1;
-  } else if (plan.blocks < wanted) {
-    plan.columns = std::min((wanted + plan.blocks - 1) / plan.blocks, std::max<int64_t>(1, rounds));
   }
   return plan;
 }
 
-// Many blocks, for nothing has to be summed, but eight rounds to each: what a block must know of
-// its row before it starts costs a few round trips to memory.
-inline LaunchPlan plan_gradient(const LaunchShape& shape) {
-  constexpr int64_t kMostBlocks = INT32_MAX, kMostColumns = 65535, kRounds = 8;
-  LaunchPlan plan = plan_rows(shape);
-  plan.columns = std::clamp<int64_t>(shape.rounds(plan.team) / kRounds, 1, kMostColumns);
-  plan.blocks = std::min(plan.blocks, kMostBlocks);
+inline LaunchPlan plan_forward_with_gradient(const LaunchShape& shape, const GpuLimits& limits) {
+  LaunchPlan plan = plan_forward(shape, limits);
+  plan.places = places_for(shape, limits, plan.threads);
   return plan;
 }
 
-// For a gradient that is there already, as a rule: few blocks, whose start is all they cost then.
-inline LaunchPlan plan_correction(const LaunchShape& shape, int64_t multiprocessors) {
-  LaunchPlan plan = plan_forward(shape, multiprocessors);
-  plan.blocks = std::min(plan.blocks, 4 * multiprocessors);
-  return plan;
+// Its rows are read once: a warp needs no barrier.
+inline LaunchPlan plan_gradient(const LaunchShape& shape, const GpuLimits& limits) {
+  constexpr int64_t kMostRounds = 8;
+  return plan_rows(shape, limits, [&](int64_t team) { return shape.rounds(team) <= kMostRounds; });
 }
 
 }  // namespace softreg

@@ -2,25 +2,10 @@
 #pragma once
 
 #include "cuda/device.cuh"
+#include "cuda/team.cuh"
 
 namespace softreg {
 namespace {
-
-// Slots are as wide as 16 bytes of T and aligned in memory, whatever the row's own alignment: the
-// first and the last one may reach beyond it.
-template <typename T>
-struct RowSlots {
-  static constexpr int kWidth = Pack<T>::kItems;
-  int head;  // items of the first slot that lie before the row
-  int count;
-
-  __device__ RowSlots(const T* row, bool classes_adjacent, int64_t classes)
-      : head(classes_adjacent ? reinterpret_cast<uintptr_t>(row) % sizeof(Pack<T>) / sizeof(T) : 0),
-        count(static_cast<int>((head + classes + kWidth - 1) / kWidth)) {}
-
-  // The class of a slot's first item.
-  __device__ __forceinline__ int first(int slot) const { return slot * kWidth - head; }
-};
 
 // The blocks that share a row, and which of them this is.
 struct Share {
@@ -45,6 +30,7 @@ struct SlotItems {
 // Something with an item for each class of a row: logits, probabilities, weights, a gradient.
 template <typename X>
 struct RowItems {
+  using Item = std::remove_const_t<X>;
   X* data;
   int64_t stride;
   int classes;
@@ -65,18 +51,8 @@ struct RowItems {
 
   // `padding` for what lies outside of the row, which is not read.
   template <int kWidth>
-  __device__ __forceinline__ SlotItems<std::remove_const_t<X>, kWidth> load(
-      int first, std::remove_const_t<X> padding) const {
-    using Item = std::remove_const_t<X>;
+  __device__ __forceinline__ SlotItems<Item, kWidth> load_items(int first, Item padding) const {
     SlotItems<Item, kWidth> items;
-    if (is_whole(first, kWidth)) {
-      const auto* from = reinterpret_cast<const Pack<Item>*>(data + first);
-#pragma unroll
-      for (int p = 0; p < items.kPacks; ++p) {
-        items.packs[p] = from[p];
-      }
-      return items;
-    }
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) {
       items[i] = holds(first + i) ? data[(first + i) * stride] : padding;
@@ -85,19 +61,28 @@ struct RowItems {
   }
 
   template <int kWidth>
-  __device__ __forceinline__ void store(int first, SlotItems<X, kWidth> items) const {
-    if (is_whole(first, kWidth)) {
-      auto* to = reinterpret_cast<Pack<X>*>(data + first);
+  __device__ __forceinline__ SlotItems<Item, kWidth> load(int first, Item padding) const {
+    if (!is_whole(first, kWidth)) {
+      return load_items<kWidth>(first, padding);
+    }
+    SlotItems<Item, kWidth> items;
+    const auto* from = reinterpret_cast<const Pack<Item>*>(data + first);
 #pragma unroll
-      for (int p = 0; p < items.kPacks; ++p) {
-        store_pack(to + p, items.packs[p]);
-      }
+    for (int p = 0; p < items.kPacks; ++p) {
+      items.packs[p] = from[p];
+    }
+    return items;
+  }
+
+  __device__ __forceinline__ void store(int first, const Pack<X>& pack) const {
+    if (is_whole(first, Pack<X>::kItems)) {
+      store_pack(reinterpret_cast<Pack<X>*>(data + first), pack);
       return;
     }
 #pragma unroll
-    for (int i = 0; i < kWidth; ++i) {
+    for (int i = 0; i < Pack<X>::kItems; ++i) {
       if (holds(first + i)) {
-        data[(first + i) * stride] = items[i];
+        data[(first + i) * stride] = pack.items[i];
       }
     }
   }
@@ -107,6 +92,68 @@ template <typename X>
 __device__ __forceinline__ RowItems<X> items_of(const RowMatrix<X>& matrix, int64_t row,
                                                 int64_t classes, int head) {
   return {matrix.row(row), matrix.class_stride, classes, head};
+}
+
+// Items of the first slot that lie before the row: slots are as wide as 16 bytes of T and aligned
+// in memory, whatever the row's own alignment.
+template <typename T>
+__device__ __forceinline__ int head_of(const T* row, bool classes_adjacent) {
+  return classes_adjacent ? reinterpret_cast<uintptr_t>(row) % sizeof(Pack<T>) / sizeof(T) : 0;
+}
+
+// What a thread has of a row's logits: rounds of slots, adjacent slots to the threads of the team.
+template <typename T>
+struct RowRounds {
+  static constexpr int kWidth = Pack<T>::kItems;
+  const T* row = nullptr;
+  int head = -1;
+  int begin, end;  // slots
+  int count;       // of rounds, at least one
+
+  template <typename Rows>
+  __device__ __forceinline__ void move_to(const Rows& args, int64_t r, Team team, Share share) {
+    row = args.logits.row(r);
+    const int new_head = head_of(row, args.logits.classes_adjacent());
+    if (new_head != head) {  // for most shapes, with the first row alone
+      head = new_head;
+      cut(static_cast<int>(args.classes), team, share);
+    }
+  }
+
+  __device__ __forceinline__ int slot(Team team, int round, int s) const {
+    return begin + (round * kSlotsOfRound + s) * team.size;
+  }
+  // The class of a slot's first item.
+  __device__ __forceinline__ int first(int slot) const { return slot * kWidth - head; }
+  // Whether all of the round's slots lie within the row.
+  __device__ __forceinline__ bool is_full(Team team, int round, int64_t classes) const {
+    const int last = slot(team, round, kSlotsOfRound - 1);
+    return last < end && first(slot(team, round, 0)) >= 0 &&
+           first(last) + kWidth <= static_cast<int>(classes);
+  }
+
+ private:
+  __device__ __forceinline__ void cut(int classes, Team team, Share share) {
+    const int slots = (head + classes + kWidth - 1) / kWidth;
+    const int in_share = share.count == 1 ? slots : (slots + share.count - 1) / share.count;
+    const int from = share.index * in_share;
+    end = from + in_share < slots ? from + in_share : slots;
+    begin = from + team.lane();
+    const int at_once = kSlotsOfRound * team.size;
+    count = end - from > at_once
+                ? static_cast<unsigned>(end - from + at_once - 1) / kSlotsOfRound >> team.log2_size
+                : 1;
+  }
+};
+
+template <typename T, typename Rows>
+LaunchShape launch_shape(const Rows& args, bool reads_probabilities) {
+  return {args.rows,
+          args.classes,
+          args.logits.classes_adjacent(),
+          Pack<T>::kItems,
+          args.is_plain() ? kResidentThreads<T, true> : kResidentThreads<T, false>,
+          args.has_probabilities() && reads_probabilities ? 2 : 1};
 }
 
 }  // namespace

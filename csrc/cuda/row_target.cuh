@@ -18,6 +18,12 @@ __device__ __forceinline__ RowTarget checked_target(const CrossEntropyRows<T, A>
   return target;
 }
 
+// -1 where there is none.
+template <typename T, typename A>
+__device__ __forceinline__ int64_t label_of(const CrossEntropyRows<T, A>& args, int64_t row) {
+  return row < args.rows && !args.has_probabilities() ? args.labels[row] : -1;
+}
+
 // w_c of the slot that begins with the class `first`; 1 without weights.
 template <typename T, typename A>
 __device__ __forceinline__ SlotItems<A, Pack<T>::kItems> class_weights(
@@ -37,16 +43,14 @@ __device__ __forceinline__ SlotItems<A, Pack<T>::kItems> class_weights(
 // a_c for a target of probabilities, w_c for labels.
 template <typename T, typename A>
 __device__ __forceinline__ SlotItems<A, Pack<T>::kItems> coefficients(
-    const CrossEntropyRows<T, A>& args, int64_t row, int first, int head) {
-  constexpr int kWidth = Pack<T>::kItems;
-  SlotItems<A, kWidth> of_class = class_weights(args, first, head);
+    const CrossEntropyRows<T, A>& args, int first, int head, const Pack<T>& probabilities) {
+  SlotItems<A, Pack<T>::kItems> of_class = class_weights(args, first, head);
   if (args.has_probabilities()) {
-    const A on = args.on_target, per = args.per_class;
-    SlotItems<T, kWidth> probability =
-        items_of(args.probabilities, row, args.classes, head).template load<kWidth>(first, T(0));
+    const WidePack<T> probability(probabilities);
 #pragma unroll
-    for (int i = 0; i < kWidth; ++i) {
-      of_class[i] = probability_coefficient(of_class[i], static_cast<A>(probability[i]), on, per);
+    for (int i = 0; i < Pack<T>::kItems; ++i) {
+      of_class[i] = probability_coefficient(of_class[i], probability.items[i], args.on_target,
+                                            args.per_class);
     }
   }
   return of_class;

@@ -14,10 +14,16 @@ constexpr int kMostWarps = kMostThreads / kWarp;
 // A power of two of adjacent threads: a part of a warp, or all of the block.
 struct Team {
   int size;
+  int log2_size = 0;
 
-  __device__ int lane() const { return threadIdx.x % static_cast<unsigned>(size); }
-  __device__ int index() const { return threadIdx.x / static_cast<unsigned>(size); }
-  __device__ int per_block() const { return blockDim.x / static_cast<unsigned>(size); }
+  __device__ explicit Team(int size) : size(size) {
+    while (1 << log2_size < size) {
+      ++log2_size;
+    }
+  }
+  __device__ int lane() const { return static_cast<int>(threadIdx.x) & (size - 1); }
+  __device__ int index() const { return static_cast<int>(threadIdx.x) >> log2_size; }
+  __device__ int per_block() const { return static_cast<int>(blockDim.x) >> log2_size; }
 };
 
 __device__ __forceinline__ CompensatedSum shuffle_xor(CompensatedSum x, int bit) {
@@ -74,9 +80,10 @@ struct TeamMerge {
       shared[half][threadIdx.x / kWarp] = state;
     }
     __syncthreads();
-    state = lane < team.size / kWarp ? shared[half][lane] : RowState<A>::empty();
+    const int warps = team.size / kWarp;
+    state = shared[half][lane % warps];
     half ^= 1;
-    return merge_lanes(state, kWarp, weighted);
+    return merge_lanes(state, warps, weighted);
   }
 };
 

@@ -71,7 +71,7 @@ template <typename T>
 void add_totals(Launches& launches, const ForwardResult<T>& result, const Totals* of_blocks,
                 int64_t blocks) {
   if (blocks > 1) {
-    launches.add(add_totals_kernel<T>, dim3(1), kMostThreads, result, of_blocks,
+    launches.add(add_totals_kernel<T>, dim3(1), kMostThreads, 0, result, of_blocks,
                  static_cast<int>(blocks));
   }
 }

@@ -37,6 +37,17 @@ def guarded(values: Tensor, shift: int) -> Tensor:
     return framed[:, :classes]
 
 
+def guarded_ends(values: Tensor, shift: int) -> Tensor:
+    """`values` with rows next to each other, a gap before the first and one after the last."""
+    gap = GAP_BYTES // values.element_size() + shift
+    memory = values.new_zeros(gap + values.numel() + gap)
+    within = memory[gap : gap + values.numel()].view(values.shape)
+    within[:] = values
+    forbid(memory, gap)
+    forbid(memory[gap + values.numel() :], gap)
+    return within
+
+
 def main(library: str, trap: bool) -> None:
     torch.ops.load_library(library)
     if trap:
@@ -44,6 +55,7 @@ def main(library: str, trap: bool) -> None:
         forbid(logits[2, -4:], 4)
         run(logits, torch.zeros(5).long())
     run_all(guarded, MANY_ROWS)
+    run_all(guarded_ends, MANY_ROWS)
     print("touched nothing else")
 
 

@@ -37,7 +37,7 @@ def test_guarded_rows(preloaded: str, library: Path, trap: bool) -> None:
     )
     if trap:
         assert "use-after-poison" in done.stderr, done.stderr[-3000:]
-        assert "row_slots.cuh" in done.stderr
+        assert "row_stream.cuh" in done.stderr
         return
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout == "touched nothing else\n"

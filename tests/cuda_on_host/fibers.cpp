@@ -1,6 +1,7 @@
 // A block's threads, in turns on one thread of the host: each runs until it waits, and each warp
 // until it waits for the block, as far ahead of the others as it may get. Who comes first changes
-// every time, which is what shows a missing barrier: ThreadSanitizer would see one thread, in order.
+// every time, which is what shows a missing barrier: ThreadSanitizer would see one thread, in
+// order.
 #include <cuda_runtime.h>
 #include <setjmp.h>
 #include <ucontext.h>
@@ -8,8 +9,10 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <deque>
 #include <memory>
+#include <vector>
 
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/common_interface_defs.h>
@@ -22,7 +25,8 @@ namespace {
 
 constexpr size_t kStackBytes = 64 * 1024;
 
-// Of a stack that is not in use, what AddressSanitizer keeps; it knows but one a thread unless told.
+// Of a stack that is not in use, what AddressSanitizer keeps; it knows but one a thread unless
+// told.
 struct Stack {
   const void* bottom = nullptr;
   size_t bytes = 0;
@@ -50,11 +54,13 @@ struct Fiber {
   ucontext_t start;
   std::unique_ptr<char[]> memory{new char[kStackBytes]};
   Stack stack{memory.get(), kStackBytes};
+  std::deque<std::vector<Copy>> copies;  // groups, the last of which has not ended
 };
 
 struct Block {
   std::deque<Fiber> fibers;  // as many as the largest block needed
   std::deque<Slot> slots;
+  std::vector<uint4> memory;
   size_t threads;
   Fiber* current;
   jmp_buf scheduler;
@@ -166,7 +172,20 @@ void wait_for_warp() { wait(State::kWaitsForWarp); }
 
 Slot& slot_of_lane(int lane) { return block.slots[threadIdx.x / kWarp * kWarp + lane]; }
 
-void run_kernel(dim3 blocks, dim3 threads, void (*body)(void*), void* arguments) {
+uint4* block_memory() { return block.memory.data(); }
+
+void copy_later(Copy copy) { block.current->copies.back().push_back(copy); }
+void end_group_of_copies() { block.current->copies.emplace_back(); }
+void wait_for_copies(size_t but) {
+  for (auto& copies = block.current->copies; copies.size() > but + 1; copies.pop_front()) {
+    for (const Copy& copy : copies.front()) {
+      memcpy(copy.to, copy.from, copy.bytes);
+    }
+  }
+}
+
+void run_kernel(dim3 blocks, dim3 threads, size_t shared_bytes, void (*body)(void*),
+                void* arguments) {
   block.threads = threads.x;
   block.body = body;
   block.arguments = arguments;
@@ -181,7 +200,9 @@ void run_kernel(dim3 blocks, dim3 threads, void (*body)(void*), void* arguments)
       blockIdx = dim3(x, y, 0);
       for (size_t i = 0; i < block.threads; ++i) {
         block.fibers[i].state = State::kRuns;
+        block.fibers[i].copies.assign(1, {});
       }
+      block.memory.assign(shared_bytes / sizeof(uint4), {~0u, ~0u, ~0u, ~0u});
       run_block();
     }
   }
