@@ -30,8 +30,8 @@ KERNELS = {
     "cross_entropy_gradient_kernel": 16,  # of the logits or of probabilities besides
     "cross_entropy_forward_with_gradient_kernel": 8,
 }
-# 16-byte loads, into registers or shared memory, and stores that a thread of a kernel needs at
-# least: the slots of a round (launch_plan.h), or half of them where coefficients take registers too.
+# 16-byte loads, into registers or shared memory, and stores that a thread of a kernel needs: the
+# slots of a round at least (launch_plan.h), or half of them where coefficients take registers too.
 LOADS = {
     "cross_entropy_forward_kernel": 4,
     "cross_entropy_gradient_kernel": 4,
