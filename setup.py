@@ -104,6 +104,17 @@ def nvcc_release(cuda_home: Path | None) -> str | None:
     return found.group(1) if found else None
 
 
+def loaded_cxx_library() -> list[str]:
+    """The C++ library that torch runs on: linked by its path, it comes before any other copy.
+
+    A compiler that has none but a static one, or prefers it, would put a second copy into the
+    extension; beside torch 2.11 the two share some of their data, and numbers in messages crash.
+    """
+    maps = Path("/proc/self/maps")
+    mapped = maps.read_text() if maps.exists() else ""
+    return sorted(set(re.findall(r"/\S*/libstdc\+\+\.so\.\S+", mapped)))[:1]
+
+
 def default_archs(supported: str) -> str:
     """TORCH_CUDA_ARCH_LIST for a machine without a GPU, where torch's own default fails.
 
@@ -198,7 +209,7 @@ def main() -> None:
         sources,
         include_dirs=[str(ROOT / "csrc")],
         extra_compile_args={"cxx": CXX_FLAGS, "nvcc": ["-O3"]},
-        extra_link_args=["-fopenmp", "-s"],
+        extra_link_args=["-fopenmp", "-s", *loaded_cxx_library()],
     )
     # Objects of one torch must not be taken for those of another: a build folder for each.
     build_base = f"build/py{platform.python_version()}-torch{torch.__version__}"

@@ -1,5 +1,6 @@
 """The build's decisions: whether CUDA is compiled, for which GPUs, and what a wheel requires."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -64,6 +65,26 @@ def test_default_archs_are_those_nvcc_knows() -> None:
         "compute_75\ncompute_80\ncompute_86\ncompute_89\ncompute_90\ncompute_100\ncompute_103\n"
     )
     assert setup.default_archs(listed) == "7.5;8.0;8.6;8.9;9.0;10.0+PTX"
+
+
+def test_numbers_print_where_the_compiler_would_link_a_second_cxx_library(tmp_path: Path) -> None:
+    """They do not, beside torch 2.11, where the two copies share their data."""
+    source, library = tmp_path / "print.cpp", tmp_path / "print.so"
+    source.write_text(
+        "#include <sstream>\n#include <string>\n"
+        'extern "C" const char* text() {\n'
+        "  static std::string result;\n"
+        '  std::ostringstream out;\n  out << 2.5 << " and " << 12;\n'
+        "  result = out.str();\n  return result.c_str();\n}\n"
+    )
+    command = ["g++", "-shared", "-fPIC", "-static-libstdc++", str(source), "-o", str(library)]
+    subprocess.run([*command, *setup.loaded_cxx_library()], check=True)
+    code = (
+        f"import ctypes, torch\ntext = ctypes.CDLL({str(library)!r}).text\n"
+        "text.restype = ctypes.c_char_p\nprint(text().decode())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "2.5 and 12\n", done.stderr
 
 
 def test_a_wheel_is_tied_to_its_torch_and_an_sdist_is_not() -> None:
