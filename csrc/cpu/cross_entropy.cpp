@@ -22,7 +22,7 @@ constexpr int64_t kThreadLogits = 32768;
 // Rows so few that threads share each of them, where it is long enough for two.
 constexpr int64_t kFewRows = 32;
 // A multiple of every vector's lanes, for rows that fill them.
-constexpr int64_t kLanes = 16;
+constexpr int64_t kLanes = 32;
 
 constexpr int64_t parts_of(int64_t n, int64_t in_part) { return (n + in_part - 1) / in_part; }
 constexpr int64_t rounded_up(int64_t n, int64_t unit) { return parts_of(n, unit) * unit; }
@@ -173,26 +173,19 @@ int64_t run_gradient(GradientKernel<T>* kernel, const BackwardArgs<T, A>& args) 
 
 // Of the rows [begin, end), from their labels alone.
 template <typename T, typename A>
-double total_weight_of(const CrossEntropyRows<T, A>& args, int64_t begin, int64_t end) {
+double total_weight_of(const ForwardArgs<T, A>& args, int64_t begin, int64_t end) {
   const Labels& labels = args.labels;
-  if (!args.weight && labels.bytes == 8 && labels.stride == 1) {
-    const int64_t* of_rows = static_cast<const int64_t*>(labels.data);
-    const auto ignored = std::count(of_rows + begin, of_rows + end, labels.ignore_index);
-    return static_cast<double>(end - begin - ignored);
+  if (args.weight || labels.bytes != 8 || labels.stride != 1) {
+    return active_kernels().of<T>().total_weight(args, begin, end);
   }
-  CompensatedSum total;
-  for (int64_t row = begin; row < end; ++row) {
-    const int64_t label = labels[row];
-    if (label != labels.ignore_index && names_a_class(label, args.classes)) {
-      total.add(args.weight ? args.weight[label] : 1);
-    }
-  }
-  return total.total();
+  const int64_t* of_rows = static_cast<const int64_t*>(labels.data);
+  const auto ignored = std::count(of_rows + begin, of_rows + end, labels.ignore_index);
+  return static_cast<double>(end - begin - ignored);
 }
 
 // What the mean will divide by: but for the last bits, where weights are summed in another order.
 template <typename T, typename A>
-double expected_total_weight(const CrossEntropyRows<T, A>& args) {
+double expected_total_weight(const ForwardArgs<T, A>& args) {
   constexpr int64_t kThreadLabels = 65536;
   if (args.has_probabilities()) {
     return static_cast<double>(args.rows);

@@ -42,6 +42,10 @@ using ForwardOfStatesKernel = ForwardTotals(const ForwardArgs<T, Accumulator<T>>
                                             int64_t end, const RowState<Accumulator<T>>* states,
                                             int64_t columns_of_row);
 
+// What the rows' labels add to total_weight, from the labels alone.
+template <typename T>
+using TotalWeightKernel = double(const ForwardArgs<T, Accumulator<T>>&, int64_t begin, int64_t end);
+
 template <typename T>
 struct CrossEntropyKernels {
   ForwardKernel<T>* forward;
@@ -50,6 +54,7 @@ struct CrossEntropyKernels {
   GradientKernel<T>* grad_target;
   ColumnsKernel<T>* state_of_columns;
   ForwardOfStatesKernel<T>* forward_of_states;
+  TotalWeightKernel<T>* total_weight;
 };
 
 struct KernelSet {

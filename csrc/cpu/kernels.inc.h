@@ -65,9 +65,9 @@ int64_t grad_target(const BackwardArgs<T, Accumulator<T>>& args, int64_t begin, 
 }
 
 template <typename T>
-constexpr CrossEntropyKernels<T> kKernels = {forward<T>,          forward_with_gradient<T>,
-                                             backward<T>,         grad_target<T>,
-                                             state_of_columns<T>, forward_of_states<T>};
+constexpr CrossEntropyKernels<T> kKernels = {
+    forward<T>,          forward_with_gradient<T>, backward<T>,    grad_target<T>,
+    state_of_columns<T>, forward_of_states<T>,     total_weight<T>};
 
 }  // namespace
 

@@ -22,44 +22,54 @@ struct Sum {
   }
 };
 
-// Each lane of its own row, or of its own classes of one row.
-template <typename A>
-using LaneRowState = RowState<Vec<A>, Vec<A>>;
-
 struct SumOfStates {
-  template <typename A>
-  SOFTREG_INLINE LaneRowState<A> operator()(LaneRowState<A> a, LaneRowState<A> b) const {
+  template <typename V>
+  SOFTREG_INLINE RowState<V, V> operator()(RowState<V, V> a, RowState<V, V> b) const {
     return sum_of(a, b, true);
   }
 };
 
 // Adds a logit with a coefficient, all but its exponential.
-template <typename A>
-SOFTREG_INLINE void add_weighted(LaneRowState<A>& state, Vec<A> coefficient, Vec<A> shifted) {
+template <typename V>
+SOFTREG_INLINE void add_weighted(RowState<V, V>& state, V coefficient, V shifted) {
   state.coefficient = state.coefficient + coefficient;
-  state.logit = at::vec::fmadd(coefficient, shifted, state.logit);
+  state.logit = mul_add(coefficient, shifted, state.logit);
+}
+
+// Folds values[0, n) by pairs, of pairs, and so on.
+template <int64_t n, typename V, typename Combine>
+SOFTREG_INLINE V fold_pairs(const V* values, Combine combine) {
+  if constexpr (n == 1) {
+    return values[0];
+  } else {
+    return combine(fold_pairs<n / 2>(values, combine), fold_pairs<n / 2>(values + n / 2, combine));
+  }
 }
 
 // Folds item(0), ..., item(n - 1) with `step`, starting from `init`, of which `combine` makes
-// nothing. Four accumulators hide the latency of `step`; in blocks of kInBlock, for a sum of blocks
-// of sums rounds less than one long sum.
-template <int64_t kInBlock, typename V, typename Item, typename Step, typename Combine>
+// nothing. Several accumulators hide the latency of `step`; in blocks of kInBlock, for a sum of
+// blocks of sums rounds less than one long sum.
+template <int64_t kInBlock, int64_t kAccumulators = 4, typename V, typename Item, typename Step,
+          typename Combine>
 SOFTREG_INLINE V fold_vectors(int64_t n, V init, Item item, Step step, Combine combine) {
   V total = init;
   for (int64_t begin = 0; begin < n; begin += kInBlock) {
     const int64_t end = n - begin < kInBlock ? n : begin + kInBlock;
-    V acc[4] = {init, init, init, init};
+    V acc[kAccumulators];
+    for (V& folded : acc) {
+      folded = init;
+    }
     int64_t i = begin;
-    for (; i + 4 <= end; i += 4) {
+    for (; i + kAccumulators <= end; i += kAccumulators) {
 #pragma GCC unroll 4
-      for (int64_t k = 0; k < 4; ++k) {
+      for (int64_t k = 0; k < kAccumulators; ++k) {
         acc[k] = step(acc[k], item(i + k));
       }
     }
     for (; i < end; ++i) {
       acc[0] = step(acc[0], item(i));
     }
-    total = combine(total, combine(combine(acc[0], acc[1]), combine(acc[2], acc[3])));
+    total = combine(total, fold_pairs<kAccumulators>(acc, combine));
   }
   return total;
 }

@@ -2,6 +2,7 @@
 // them. Included by the kernels alone.
 #pragma once
 
+#include "cpu/kernels_fold.h"
 #include "cpu/kernels_tile.h"
 
 namespace softreg {
@@ -11,20 +12,20 @@ namespace {
 // narrow stores put together a wide load gets late, after every store before them.
 template <typename A>
 struct LaneTargets {
-  static constexpr int64_t kLanes = Vec<A>::size();
-  static constexpr int64_t kInPart = Vec<int64_t>::size(), kParts = kLanes / kInPart;
-  Vec<int64_t> label[kParts];  // -1 where none counts
-  Vec<int64_t> bad{0};         // not 0 in lanes where a label was out of range, ever
-  Vec<A> counting;             // 1 or 0
-  Vec<A> weight;               // of the label's class, 0 where the row does not count
+  static constexpr int64_t kLanes = LaneVec<A>::size(), kWidth = Vec<A>::size();
+  LaneIndices<A> label[kLanes / kWidth];  // -1 where none counts
+  LaneIndices<A> bad{0};                  // not 0 in lanes where a label was out of range, ever
+  LaneVec<A> counting;                    // 1 or 0
+  LaneVec<A> weight;                      // of the label's class, 0 where the row does not count
 
   template <typename T>
   SOFTREG_INLINE void read(const CrossEntropyRows<T, A>& args, int64_t row, int64_t count) {
+    const LaneIndices<A> none(-1);
     if (args.has_probabilities()) {
       for (auto& part : label) {
-        part = Vec<int64_t>(-1);
+        part = none;
       }
-      counting = weight = padded(Vec<A>(args.classes > 0 ? 1 : 0), count, A(0));
+      counting = weight = first_lanes_of<A>(args.classes > 0 ? 1 : 0, count);
       return;
     }
     const Labels labels = args.labels;
@@ -36,49 +37,50 @@ struct LaneTargets {
       }
       given = copy;
     }
-    const Vec<int64_t> none(-1), ignored(labels.ignore_index), classes(args.classes);
-    for (int64_t part = 0; part < kParts; ++part) {
-      const auto of = Vec<int64_t>::loadu(given + part * kInPart);
+    const LaneIndices<A> ignored(labels.ignore_index), classes(args.classes);
+    for (auto& part : label) {
+      const auto of = LaneIndices<A>::loadu(given);
       const auto keeps = of != ignored, counts = keeps & (of > none) & (of < classes);
       bad = bad | (keeps ^ counts);
-      label[part] = Vec<int64_t>::blendv(none, of, counts);
+      part = LaneIndices<A>::blendv(none, of, counts);
+      given += kWidth;
     }
-    counting = weight = where_equal(labels_from(0), Vec<A>(-1), Vec<A>(0), Vec<A>(1));
-    if (args.weight) {
-      A of_label[kLanes];
-      for (int64_t part = 0; part < kParts; ++part) {
-        label[part].store(copy + part * kInPart);
-      }
-      for (int64_t lane = 0; lane < kLanes; ++lane) {
-        of_label[lane] = copy[lane] < 0 ? A(0) : args.weight[copy[lane]];
-      }
-      weight = Vec<A>::loadu(of_label);
+    counting = weight = where_equal(labels_from(0), LaneVec<A>(-1), LaneVec<A>(0), LaneVec<A>(1));
+    if (args.weight && args.classes > 0) {
+      weight = of_counting(lanes_of<A>([&](int64_t part) {
+        return gather(args.weight, maximum(label[part], LaneIndices<A>(0)));
+      }));
     }
   }
 
-  SOFTREG_INLINE bool all_count() const { return counting.zero_mask() == 0; }
+  SOFTREG_INLINE bool all_count() const {
+    int ignored = 0;
+    for_each_part(counting, [&](int64_t, Vec<A> part) { ignored |= part.zero_mask(); });
+    return ignored == 0;
+  }
   SOFTREG_INLINE bool none_counts() const {
-    return counting.zero_mask() == static_cast<int>((1u << kLanes) - 1);
+    int ignored = -1;
+    for_each_part(counting, [&](int64_t, Vec<A> part) { ignored &= part.zero_mask(); });
+    return ignored == (1 << Vec<A>::size()) - 1;
   }
 
   // x in the lanes that count; not a product with 0, for an ignored row may hold NaN.
-  SOFTREG_INLINE Vec<A> of_counting(Vec<A> x) const {
-    return where_equal(counting, Vec<A>(1), x, Vec<A>(0));
+  SOFTREG_INLINE LaneVec<A> of_counting(LaneVec<A> x) const {
+    return where_equal(counting, LaneVec<A>(1), x, LaneVec<A>(0));
   }
 
   // The labels as numbers counted from `first`, to compare a small class number with.
-  SOFTREG_INLINE Vec<A> labels_from(int64_t first) const {
-    at::vec::VectorizedN<int64_t, kParts> relative;
-    for (int64_t part = 0; part < kParts; ++part) {
-      relative[part] = label[part] - Vec<int64_t>(first);
-    }
-    return at::vec::convert<A, 1, int64_t, kParts>(relative);
+  SOFTREG_INLINE LaneVec<A> labels_from(int64_t first) const {
+    return lanes_of<A>([&](int64_t part) -> Vec<A> {
+      return at::vec::convert<A, 1, int64_t, LaneIndices<A>::size() / Vec<int64_t>::size()>(
+          label[part] - LaneIndices<A>(first));
+    });
   }
 
   // The first bad row of those that were read.
   template <typename T>
   int64_t bad_row(const CrossEntropyRows<T, A>& args, int64_t begin, int64_t end) const {
-    int64_t lanes[kInPart], any = 0, first = kNoBadRow;
+    int64_t lanes[kWidth], any = 0, first = kNoBadRow;
     bad.store(lanes);
     for (const int64_t lane : lanes) {
       any |= lane;
@@ -94,12 +96,12 @@ struct LaneTargets {
 // anything that counts; what doubles round is kept.
 template <typename A>
 struct LaneSums {
-  CompensatedSum of_lane[Vec<A>::size()];
+  CompensatedSum of_lane[LaneVec<A>::size()];
 
-  SOFTREG_INLINE void add(Vec<A> x) {
-    A lanes[Vec<A>::size()];
-    x.store(lanes);
-    for (int64_t lane = 0; lane < Vec<A>::size(); ++lane) {
+  SOFTREG_INLINE void add(LaneVec<A> x) {
+    A lanes[LaneVec<A>::size()];
+    store_lane_vec(lanes, x);
+    for (int64_t lane = 0; lane < LaneVec<A>::size(); ++lane) {
       of_lane[lane].add(lanes[lane]);
     }
   }
@@ -113,18 +115,14 @@ struct LaneSums {
 
 template <>
 struct LaneSums<float> {
-  WideVec sums{0};
+  WideLaneVec<float> sums{0};
 
-  SOFTREG_INLINE void add(Vec<float> x) { sums = sums + WideVec(x); }
+  SOFTREG_INLINE void add(LaneVec<float> x) { sums = sums + WideLaneVec<float>(x); }
 
   SOFTREG_INLINE void add_to(CompensatedSum& total) const {
-    for (const Vec<double>& half : {sums.low, sums.high}) {
-      double lanes[Vec<double>::size()];
-      half.store(lanes);
-      for (const double lane : lanes) {
-        total.add(lane);
-      }
-    }
+    Vec<double> sum(0);
+    for_each_part(sums, [&](int64_t, const WideVec& part) { sum = sum + (part.low + part.high); });
+    total.add(fold_lanes(sum, Sum()));
   }
 };
 

@@ -94,6 +94,10 @@ SOFTREG_INLINE Vec<A> sum_of_exp(const T* x, int64_t n, Vec<A> common, A* exps) 
   return fold_row<true, A>(x, n, Vec<A>(0), add, Sum());
 }
 
+// Each lane of its own classes of the row.
+template <typename A>
+using LaneRowState = RowState<Vec<A>, Vec<A>>;
+
 // Of lanes that are all relative to `max`.
 template <typename A>
 SOFTREG_INLINE RowState<A> fold_lanes(const LaneRowState<A>& lanes, A max) {

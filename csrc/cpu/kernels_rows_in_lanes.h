@@ -11,124 +11,145 @@ namespace {
 // Some classes of the rows in the lanes.
 template <typename A>
 struct Tiles {
-  Tile<A> logits;  // transformed; their gradients at last
-  Tile<A> exps;    // exp(x - max), where the forward pass keeps them
+  Tile<A> logits;  // transformed; then exp(x - max), where that is kept; their gradients at last
   Tile<A> slopes;  // where logits are transformed
   Tile<A> probabilities;
 };
 
-// a_c of the class first + c for a target of probabilities, w_c for labels where it has a meaning.
-template <typename T, typename A>
-SOFTREG_INLINE Vec<A> coefficient(const CrossEntropyRows<T, A>& args, const Tiles<A>& tiles,
-                                  int64_t first, int64_t c) {
-  const Vec<A> weight(args.all_classes_count() ? class_weight(args, first + c) : A(1));
-  return args.has_probabilities()
-             ? probability_coefficient(weight, tiles.probabilities[c], Vec<A>(args.on_target),
-                                       Vec<A>(args.per_class))
-             : weight;
+// What the kernels are compiled for: labels whose loss is plain (CrossEntropyRows::is_plain()), any
+// labels, probabilities.
+enum class Target { kPlainLabels, kLabels, kProbabilities };
+
+template <Target kTarget>
+using TargetIs = std::integral_constant<Target, kTarget>;
+
+// run(TargetIs<...>()), for what `args` ask for.
+template <typename T, typename A, typename Run>
+SOFTREG_INLINE auto for_target(const CrossEntropyRows<T, A>& args, Run run) {
+  if (args.has_probabilities()) {
+    return run(TargetIs<Target::kProbabilities>());
+  }
+  return args.is_plain() ? run(TargetIs<Target::kPlainLabels>()) : run(TargetIs<Target::kLabels>());
 }
 
-// The logits of the classes [first, first + n), and the probabilities if the target is such.
-template <bool kPlain, typename T, typename A>
+// a_c of the class first + c for probabilities, w_c for labels where it has a meaning.
+template <Target kTarget, typename T, typename A>
+SOFTREG_INLINE LaneVec<A> coefficient(const CrossEntropyRows<T, A>& args, const Lanes<T>& lanes,
+                                      const Tiles<A>& tiles, int64_t first, int64_t c) {
+  const LaneVec<A> weight(args.all_classes_count() ? class_weight(args, first + c) : A(1));
+  if constexpr (kTarget == Target::kProbabilities) {
+    const LaneVec<A> q = lanes.probabilities.holds(lanes.count)
+                             ? load_lane_vec<A>(lanes.probabilities.at(0, first + c))
+                             : tiles.probabilities[c];
+    return args.probabilities_are_coefficients()
+               ? q
+               : probability_coefficient(weight, q, LaneVec<A>(args.on_target),
+                                         LaneVec<A>(args.per_class));
+  }
+  return weight;
+}
+
+// The logits of the classes [first, first + n), and the probabilities if they do not lie in memory
+// as vectors do.
+template <Target kTarget, typename T, typename A>
 SOFTREG_INLINE void load_tiles(Tiles<A>& tiles, Tile<A>* slopes, const CrossEntropyRows<T, A>& args,
                                const Lanes<T>& lanes, int64_t first, int64_t n) {
-  if (kPlain) {
+  if constexpr (kTarget == Target::kPlainLabels) {
     tiles.logits.load(lanes.logits, lanes.count, first, n);
     return;
   }
-  if (args.has_probabilities()) {
-    fetch_tiles(lanes.logits, Tile<A>::kRows, first, n);
-    fetch_tiles(lanes.probabilities, Tile<A>::kRows, first, n);
+  load_logits(tiles.logits, slopes, args.transform, lanes, first, n);
+  if (kTarget == Target::kProbabilities && !lanes.probabilities.holds(lanes.count)) {
     tiles.probabilities.load(lanes.probabilities, lanes.count, first, n);
   }
-  load_logits(tiles.logits, slopes, args.transform, lanes, first, n);
 }
 
 // What the forward pass knows of a vector of rows. Of many tiles the weighted sums are wide:
 // classes with the same coefficients round the same way each time.
 template <typename A>
 struct LaneForward {
-  using State = RowState<Vec<A>, Wide<A>>;
+  using State = RowState<LaneVec<A>, WideLaneVec<A>>;
   State state = State::empty();
-  Vec<A> label_logit{A(0)};
+  LaneVec<A> label_logit{A(0)};
 };
 
-// kPlain here and below: as CrossEntropyRows::is_plain() says.
-template <bool kPlain, bool kKeepsExps, typename T, typename A>
+template <Target kTarget, bool kKeepsExps, typename T, typename A>
 SOFTREG_INLINE void add_tile(LaneForward<A>& rows, const CrossEntropyRows<T, A>& args,
                              const Lanes<T>& lanes, Tiles<A>& tiles, const LaneTargets<A>& targets,
                              int64_t first, int64_t n) {
-  const Tile<A>& tile = tiles.logits;
+  Tile<A>& tile = tiles.logits;
   const auto logit = [&](int64_t c) { return tile[c]; };
-  const Vec<A> max = fold_vectors<kTileClasses>(n, Vec<A>(-INFINITY), logit, Max(), Max());
-  const Vec<A> common = shift(max);
+  const LaneVec<A> max = fold_vectors<kTileClasses>(n, LaneVec<A>(-INFINITY), logit, Max(), Max());
+  const LaneVec<A> common = shift(max);
   const auto number = [](int64_t c) { return c; };
-  const Vec<A> label = targets.labels_from(first);
-  Vec<A> label_logit = rows.label_logit;
-  const auto add = [&](Vec<A> sum, int64_t c) {
-    if (kPlain || !args.has_probabilities()) {
-      lanes.fetch_ahead(kKeepsExps, first + c);
+  const LaneVec<A> label = targets.labels_from(first);
+  LaneVec<A> label_logit = rows.label_logit;
+  const auto add = [&](LaneVec<A> sum, int64_t c) {
+    lanes.template fetch_ahead<kTarget == Target::kProbabilities>(kKeepsExps, first + c);
+    const LaneVec<A> logit = tile[c];
+    LaneVec<A> exp;
+    sum = add_exp(sum, logit - common, exp);
+    if constexpr (kTarget != Target::kProbabilities) {
+      label_logit = where_equal(label, class_number<A>(c), logit, label_logit);
     }
-    Vec<A> exp;
-    sum = add_exp(sum, tile[c] - common, exp);
-    label_logit = where_equal(label, class_number<A>(c), tile[c], label_logit);
     if (kKeepsExps) {
-      tiles.exps.set(c, exp);
+      tile.set(c, exp);
     }
     return sum;
   };
-  const bool weighted = !kPlain && args.all_classes_count();
-  LaneRowState<A> some = LaneRowState<A>::empty();
+  const bool weighted = kTarget != Target::kPlainLabels && args.all_classes_count();
+  RowState<LaneVec<A>, LaneVec<A>> some = RowState<LaneVec<A>, LaneVec<A>>::empty();
   if (weighted) {
-    const auto add_with_coefficient = [&](LaneRowState<A> state, int64_t c) {
+    const auto add_with_coefficient = [&](RowState<LaneVec<A>, LaneVec<A>> state, int64_t c) {
+      add_weighted(state, coefficient<kTarget>(args, lanes, tiles, first, c), tile[c] - common);
       state.exp.sum = add(state.exp.sum, c);
-      add_weighted(state, coefficient(args, tiles, first, c), tile[c] - common);
       return state;
     };
-    some = fold_vectors<kTileClasses>(n, some, number, add_with_coefficient, SumOfStates());
+    // short blocks in place of accumulators: of three sums each they would not fit into registers
+    some = fold_vectors<kTileClasses / 4, 1>(n, some, number, add_with_coefficient, SumOfStates());
   } else {
-    some.exp.sum = fold_vectors<kTileClasses>(n, Vec<A>(0), number, add, Sum());
+    some.exp.sum = fold_vectors<kTileClasses>(n, LaneVec<A>(0), number, add, Sum());
   }
   some.exp.max = max;
-  const typename LaneForward<A>::State wide{some.exp, Wide<A>(some.coefficient),
-                                            Wide<A>(some.logit)};
+  const typename LaneForward<A>::State wide{some.exp, WideLaneVec<A>(some.coefficient),
+                                            WideLaneVec<A>(some.logit)};
   rows.state = first == 0 ? wide : merge(rows.state, wide, weighted);
   rows.label_logit = label_logit;
 }
 
 // Ends a vector of rows of the forward pass, as add_row() ends one.
-template <bool kPlain, typename T, typename A>
+template <Target kTarget, typename T, typename A>
 SOFTREG_INLINE void add_rows(const ForwardArgs<T, A>& args, const Lanes<T>& lanes,
                              const LaneTargets<A>& targets, const LaneForward<A>& rows,
                              LaneTotals<A>& totals) {
   const int64_t row = lanes.row, count = lanes.count;
   const auto& state = rows.state;
-  const Vec<A> max = shift(state.exp.max), log_sum = vlog(state.exp.sum);
-  store_part(args.row_max + row, count, max);
-  store_part(args.sum + row, count, state.exp.sum);
+  const LaneVec<A> max = shift(state.exp.max), log_sum = vlog(state.exp.sum);
+  store_lane_vec(args.row_max + row, count, max);
+  store_lane_vec(args.sum + row, count, state.exp.sum);
   if (args.lse) {
-    store_part(args.lse + row, count, max + log_sum);
+    store_lane_vec(args.lse + row, count, max + log_sum);
   }
-  if (!kPlain && args.has_probabilities()) {
-    store_part(args.coefficient_sum + row, count, narrowed(state.coefficient));
+  if (kTarget == Target::kProbabilities) {
+    store_lane_vec(args.coefficient_sum + row, count, narrowed(state.coefficient));
   }
-  Vec<A> weighted_nll(0);
-  if (!kPlain && args.all_classes_count()) {
+  LaneVec<A> weighted_nll(0);
+  if (kTarget != Target::kPlainLabels && args.all_classes_count()) {
     weighted_nll = narrowed(
-        weighted_negative_log_likelihood(state.coefficient, Wide<A>(log_sum), state.logit));
+        weighted_negative_log_likelihood(state.coefficient, WideLaneVec<A>(log_sum), state.logit));
   }
-  const Vec<A> loss = targets.of_counting(
+  const LaneVec<A> loss = targets.of_counting(
       loss_of_row(args, targets.weight, rows.label_logit, max, log_sum, weighted_nll));
   totals.loss.add(loss);
   totals.weight.add(targets.weight);
   if (args.loss) {
-    store_part(args.loss + row, count, loss);
+    store_lane_vec(args.loss + row, count, loss);
   }
 }
 
 // Calls then(lanes, targets, max, tiles) after each vector of rows. kKeeps: there is one tile of
 // classes, and what it holds is kept for `then`, which writes to `grad`.
-template <bool kPlain, bool kKeeps, typename T, typename A, typename Then>
+template <Target kTarget, bool kKeeps, typename T, typename A, typename Then>
 SOFTREG_INLINE ForwardTotals forward_walk(const ForwardArgs<T, A>& args, const RowMatrix<T>& grad,
                                           int64_t begin, int64_t end, Then then) {
   Tiles<A> tiles;
@@ -139,10 +160,10 @@ SOFTREG_INLINE ForwardTotals forward_walk(const ForwardArgs<T, A>& args, const R
     const int64_t classes = targets.none_counts() && !args.lse ? 0 : args.classes;
     LaneForward<A> rows;
     for_each_tile<kKeeps>(classes, [&](int64_t first, int64_t n) {
-      load_tiles<kPlain>(tiles, kKeeps ? &tiles.slopes : nullptr, args, lanes, first, n);
-      add_tile<kPlain, kKeeps>(rows, args, lanes, tiles, targets, first, n);
+      load_tiles<kTarget>(tiles, kKeeps ? &tiles.slopes : nullptr, args, lanes, first, n);
+      add_tile<kTarget, kKeeps>(rows, args, lanes, tiles, targets, first, n);
     });
-    add_rows<kPlain>(args, lanes, targets, rows, of_lanes);
+    add_rows<kTarget>(args, lanes, targets, rows, of_lanes);
     then(lanes, targets, shift(rows.state.exp.max), tiles);
   });
   ForwardTotals totals;
@@ -154,64 +175,86 @@ SOFTREG_INLINE ForwardTotals forward_walk(const ForwardArgs<T, A>& args, const R
 
 template <typename T, typename A>
 ForwardTotals forward_rows_in_lanes(const ForwardArgs<T, A>& args, int64_t begin, int64_t end) {
-  const auto nothing = [](auto&&...) {};
-  return args.is_plain() ? forward_walk<true, false>(args, {}, begin, end, nothing)
-                         : forward_walk<false, false>(args, {}, begin, end, nothing);
+  return for_target(args, [&](auto target) {
+    return forward_walk<decltype(target)::value, false>(args, {}, begin, end, [](auto&&...) {});
+  });
+}
+
+template <typename T>
+double total_weight(const ForwardArgs<T, Accumulator<T>>& args, int64_t begin, int64_t end) {
+  using A = Accumulator<T>;
+  constexpr int64_t kLanes = LaneVec<A>::size();
+  LaneTargets<A> targets;
+  LaneSums<A> weights;
+  for (int64_t row = begin; row < end; row += kLanes) {
+    targets.read(args, row, end - row < kLanes ? end - row : kLanes);
+    weights.add(targets.weight);
+  }
+  CompensatedSum total;
+  weights.add_to(total);
+  return total.total();
 }
 
 template <typename T, typename A>
-SOFTREG_INLINE Vec<A> upstream_of_lanes(const BackwardArgs<T, A>& args, int64_t row,
-                                        int64_t count) {
+SOFTREG_INLINE LaneVec<A> upstream_of_lanes(const BackwardArgs<T, A>& args, int64_t row,
+                                            int64_t count) {
   if (!args.grad_loss) {
-    return Vec<A>(args.grad_reduced);
+    return LaneVec<A>(args.grad_reduced);
   }
-  A upstream[Vec<A>::size()] = {};
+  if (args.grad_loss_stride == 1 && !args.total_weight) {
+    return load_lane_vec(args.grad_loss + row, count, A(0));
+  }
+  A upstream[LaneVec<A>::size()] = {};
   for (int64_t lane = 0; lane < count; ++lane) {
     upstream[lane] = upstream_gradient(args, row + lane);
   }
-  return Vec<A>::loadu(upstream);
+  return load_lane_vec<A>(upstream);
 }
 
 // What the rows in the lanes need for their gradients.
 template <typename T, typename A>
-SOFTREG_INLINE RowGradient<Vec<A>> row_gradients(const BackwardArgs<T, A>& args,
-                                                 const Lanes<T>& lanes,
-                                                 const LaneTargets<A>& targets, Vec<A> max) {
+SOFTREG_INLINE RowGradient<LaneVec<A>> row_gradients(const BackwardArgs<T, A>& args,
+                                                     const Lanes<T>& lanes,
+                                                     const LaneTargets<A>& targets,
+                                                     LaneVec<A> max) {
   const int64_t row = lanes.row, count = lanes.count;
-  const Vec<A> sum = load_part(args.sum + row, count, A(1));
-  RowGradient<Vec<A>> of_rows = row_gradient(
-      args, targets.weight, max, sum,
-      args.has_probabilities() ? load_part(args.coefficient_sum + row, count, A(0)) : Vec<A>(0),
-      upstream_of_lanes(args, row, count));
+  const LaneVec<A> sum = load_lane_vec(args.sum + row, count, A(1));
+  RowGradient<LaneVec<A>> of_rows =
+      row_gradient(args, targets.weight, max, sum,
+                   args.has_probabilities() ? load_lane_vec(args.coefficient_sum + row, count, A(0))
+                                            : LaneVec<A>(0),
+                   upstream_of_lanes(args, row, count));
   if (args.grad_lse) {
-    for (Vec<A>* of : {&of_rows.softmax_scale, &of_rows.weight_scale, &of_rows.target_offset,
-                       &of_rows.upstream}) {
+    for (LaneVec<A>* of : {&of_rows.softmax_scale, &of_rows.weight_scale, &of_rows.target_offset,
+                           &of_rows.upstream}) {
       *of = targets.of_counting(*of);
     }
-    of_rows = with_lse_gradient(of_rows, load_part(args.grad_lse + row, count, A(0)), sum);
+    of_rows = with_lse_gradient(of_rows, load_lane_vec(args.grad_lse + row, count, A(0)), sum);
   }
   return of_rows;
 }
 
 // Stores the gradients of the classes [first, first + n). exp_of(c): exp(x - max) of first + c.
-template <bool kPlain, typename T, typename A, typename ExpOf>
+template <Target kTarget, typename T, typename A, typename ExpOf>
 SOFTREG_INLINE void store_gradients(Tiles<A>& tiles, const BackwardArgs<T, A>& args,
                                     const Lanes<T>& lanes, const LaneTargets<A>& targets,
-                                    const RowGradient<Vec<A>>& rows, int64_t first, int64_t n,
+                                    const RowGradient<LaneVec<A>>& rows, int64_t first, int64_t n,
                                     ExpOf exp_of) {
   TileOutput<T, A> output(lanes.grad, lanes.count, first, tiles.logits);
   const bool all_flow = args.grad_lse || targets.all_count();
-  const bool weighted = !kPlain && args.coefficients_vary();
-  const Vec<A> label = targets.labels_from(first);
+  const bool weighted = kTarget != Target::kPlainLabels && args.coefficients_vary();
+  const LaneVec<A> label = targets.labels_from(first);
 #pragma GCC unroll 4
   for (int64_t c = 0; c < n; ++c) {
-    Vec<A> offset = rows.weight_scale;
+    LaneVec<A> offset = rows.weight_scale;
     if (weighted) {
-      offset = offset * coefficient(args, tiles, first, c);
+      offset = offset * coefficient<kTarget>(args, lanes, tiles, first, c);
     }
-    offset = where_equal(label, class_number<A>(c), rows.target_offset, offset);
-    Vec<A> grad = logit_gradient(exp_of(c), rows.softmax_scale, offset, rows.upstream);
-    if (!kPlain && !args.transform.is_identity) {
+    if constexpr (kTarget != Target::kProbabilities) {
+      offset = where_equal(label, class_number<A>(c), rows.target_offset, offset);
+    }
+    LaneVec<A> grad = logit_gradient(exp_of(c), rows.softmax_scale, offset, rows.upstream);
+    if (kTarget != Target::kPlainLabels && !args.transform.is_identity) {
       grad = grad * tiles.slopes[c];
     }
     output.set(c, all_flow ? grad : targets.of_counting(grad));
@@ -219,20 +262,18 @@ SOFTREG_INLINE void store_gradients(Tiles<A>& tiles, const BackwardArgs<T, A>& a
   output.finish(n);
 }
 
-template <bool kPlain, typename T, typename A>
+template <Target kTarget, typename T, typename A>
 SOFTREG_INLINE int64_t backward_walk(const BackwardArgs<T, A>& args, int64_t begin, int64_t end) {
   Tiles<A> tiles;
   LaneTargets<A> targets;
   for_each_lanes(args, args.grad, begin, end, [&](const Lanes<T>& lanes) {
     targets.read(args, lanes.row, lanes.count);
-    const Vec<A> max = load_part(args.row_max + lanes.row, lanes.count, A(0));
-    const RowGradient<Vec<A>> rows = row_gradients(args, lanes, targets, max);
+    const LaneVec<A> max = load_lane_vec(args.row_max + lanes.row, lanes.count, A(0));
+    const RowGradient<LaneVec<A>> rows = row_gradients(args, lanes, targets, max);
     for_each_tile<false>(args.classes, [&](int64_t first, int64_t n) {
-      load_tiles<kPlain>(tiles, &tiles.slopes, args, lanes, first, n);
-      store_gradients<kPlain>(tiles, args, lanes, targets, rows, first, n, [&](int64_t c) {
-        if (kPlain || !args.has_probabilities()) {
-          lanes.fetch_ahead(true, first + c);
-        }
+      load_tiles<kTarget>(tiles, &tiles.slopes, args, lanes, first, n);
+      store_gradients<kTarget>(tiles, args, lanes, targets, rows, first, n, [&](int64_t c) {
+        lanes.template fetch_ahead<kTarget == Target::kProbabilities>(true, first + c);
         return vexp(tiles.logits[c] - max);
       });
     });
@@ -242,21 +283,21 @@ SOFTREG_INLINE int64_t backward_walk(const BackwardArgs<T, A>& args, int64_t beg
 
 template <typename T, typename A>
 int64_t backward_rows_in_lanes(const BackwardArgs<T, A>& args, int64_t begin, int64_t end) {
-  return args.is_plain() ? backward_walk<true>(args, begin, end)
-                         : backward_walk<false>(args, begin, end);
+  return for_target(
+      args, [&](auto target) { return backward_walk<decltype(target)::value>(args, begin, end); });
 }
 
 // Both passes in one, for one tile of classes: nothing is read twice, no exponential taken twice.
-template <bool kPlain, typename T, typename A>
+template <Target kTarget, typename T, typename A>
 SOFTREG_INLINE ForwardTotals forward_with_gradient_in_lanes(const ForwardArgs<T, A>& forward,
                                                             const BackwardArgs<T, A>& backward,
                                                             int64_t begin, int64_t end) {
-  return forward_walk<kPlain, true>(
+  return forward_walk<kTarget, true>(
       forward, backward.grad, begin, end,
-      [&](const Lanes<T>& lanes, const LaneTargets<A>& targets, Vec<A> max, Tiles<A>& tiles) {
-        const RowGradient<Vec<A>> rows = row_gradients(backward, lanes, targets, max);
-        store_gradients<kPlain>(tiles, backward, lanes, targets, rows, 0, backward.classes,
-                                [&](int64_t c) { return tiles.exps[c]; });
+      [&](const Lanes<T>& lanes, const LaneTargets<A>& targets, LaneVec<A> max, Tiles<A>& tiles) {
+        const RowGradient<LaneVec<A>> rows = row_gradients(backward, lanes, targets, max);
+        store_gradients<kTarget>(tiles, backward, lanes, targets, rows, 0, backward.classes,
+                                 [&](int64_t c) { return tiles.logits[c]; });
       });
 }
 
@@ -264,27 +305,28 @@ template <typename T, typename A>
 __attribute__((flatten)) ForwardTotals
 forward_with_gradient_in_lanes(const ForwardArgs<T, A>& forward, const BackwardArgs<T, A>& backward,
                                int64_t begin, int64_t end) {
-  return forward.is_plain() ? forward_with_gradient_in_lanes<true>(forward, backward, begin, end)
-                            : forward_with_gradient_in_lanes<false>(forward, backward, begin, end);
+  return for_target(forward, [&](auto target) {
+    return forward_with_gradient_in_lanes<decltype(target)::value>(forward, backward, begin, end);
+  });
 }
 
 template <typename T, typename A>
 int64_t grad_target_rows_in_lanes(const BackwardArgs<T, A>& args, int64_t begin, int64_t end) {
   Tile<A> tile;
-  const Vec<A> on(args.on_target);
+  const LaneVec<A> on(args.on_target);
   for_each_lanes(args, args.grad, begin, end, [&](const Lanes<T>& lanes) {
     const int64_t row = lanes.row, count = lanes.count;
-    const Vec<A> upstream = upstream_of_lanes(args, row, count);
-    const Vec<A> max = load_part(args.row_max + row, count, A(0));
-    const Vec<A> log_sum = vlog(load_part(args.sum + row, count, A(1)));
+    const LaneVec<A> upstream = upstream_of_lanes(args, row, count);
+    const LaneVec<A> max = load_lane_vec(args.row_max + row, count, A(0));
+    const LaneVec<A> log_sum = vlog(load_lane_vec(args.sum + row, count, A(1)));
     for_each_tile<false>(args.classes, [&](int64_t first, int64_t n) {
       load_logits<T, A>(tile, nullptr, args.transform, lanes, first, n);
       TileOutput<T, A> output(lanes.grad, count, first, tile);
       for (int64_t c = 0; c < n; ++c) {
-        lanes.fetch_ahead(true, first + c);
-        const Vec<A> nll = negative_log_likelihood(log_sum, tile[c] - max);
-        output.set(c,
-                   probability_gradient(Vec<A>(class_weight(args, first + c)), on, nll, upstream));
+        lanes.template fetch_ahead<false>(true, first + c);
+        const LaneVec<A> nll = negative_log_likelihood(log_sum, tile[c] - max);
+        output.set(
+            c, probability_gradient(LaneVec<A>(class_weight(args, first + c)), on, nll, upstream));
       }
       output.finish(n);
     });

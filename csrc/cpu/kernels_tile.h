@@ -2,8 +2,8 @@
 // alone.
 #pragma once
 
+#include "cpu/kernels_lane_vec.h"
 #include "cpu/kernels_target.h"
-#include "cpu/kernels_vec.h"
 
 namespace softreg {
 namespace {
@@ -25,17 +25,18 @@ struct ClassNumbers {
 constexpr ClassNumbers kClassNumbers;
 
 template <typename A>
-SOFTREG_INLINE Vec<A> class_number(int64_t c) {
-  return Vec<A>(static_cast<A>(kClassNumbers.of[c]));
+SOFTREG_INLINE LaneVec<A> class_number(int64_t c) {
+  return LaneVec<A>(static_cast<A>(kClassNumbers.of[c]));
 }
 
 // How far ahead of what is read, or written, of rows that lie side by side. They are taken class by
 // class, each far from the one before, which no prefetcher of a processor's follows.
-constexpr int64_t kBytesAhead = 512;
+constexpr int64_t kBytesAhead = 256, kLine = 64;
 
 // Rows of a matrix, one stride apart.
 template <typename T>
 struct Strip {
+  static constexpr int64_t kLanes = LaneVec<Accumulator<std::remove_const_t<T>>>::size();
   T* data;
   int64_t row_stride, class_stride;
 
@@ -46,6 +47,8 @@ struct Strip {
         class_stride(matrix.class_stride) {}
 
   SOFTREG_INLINE bool rows_adjacent() const { return row_stride == 1; }
+  // Whether `count` rows are vectors as they lie in memory.
+  SOFTREG_INLINE bool holds(int64_t count) const { return rows_adjacent() && count == kLanes; }
   SOFTREG_INLINE T* at(int64_t row, int64_t c) const {
     return data + row * row_stride + c * class_stride;
   }
@@ -54,40 +57,24 @@ struct Strip {
   template <int kLevel>
   SOFTREG_INLINE void fetch_ahead(int64_t c) const {
     if (rows_adjacent()) {
-      __builtin_prefetch(reinterpret_cast<const char*>(at(0, c)) + kBytesAhead, 0, 4 - kLevel);
+      const char* const ahead = reinterpret_cast<const char*>(at(0, c)) + kBytesAhead;
+      for (int64_t byte = 0; byte < kLanes * static_cast<int64_t>(sizeof(T)); byte += kLine) {
+        __builtin_prefetch(ahead + byte, 0, 4 - kLevel);
+      }
     }
   }
 };
 
-// The lines of this many tiles to come, called together: they lie in one page of memory.
-constexpr int64_t kTilesFetched = 4;
-
-// Where probabilities are read too, lines called one by one would push each other out of the
-// caches.
-template <typename T>
-SOFTREG_INLINE void fetch_tiles(const Strip<const T>& rows, int64_t tile_rows, int64_t first,
-                                int64_t n) {
-  const int64_t bytes = tile_rows * static_cast<int64_t>(sizeof(T));
-  if (!rows.rows_adjacent() ||
-      reinterpret_cast<uintptr_t>(rows.at(0, first)) / bytes % kTilesFetched != 0) {
-    return;
-  }
-  for (int64_t c = first; c < first + n; ++c) {
-    const char* const next = reinterpret_cast<const char*>(rows.at(0, c)) + kTilesFetched * bytes;
-    for (int64_t tile = 0; tile < kTilesFetched; ++tile) {
-      __builtin_prefetch(next + tile * bytes);
-    }
-  }
-}
-
-// Some classes of Vec::size() rows.
+// Some classes of LaneVec::size() rows.
 template <typename A>
 struct Tile {
-  static constexpr int64_t kRows = Vec<A>::size();
+  static constexpr int64_t kRows = LaneVec<A>::size(), kWidth = Vec<A>::size();
   alignas(64) A values[(kTileClasses + 1) * kRows];  // one more: tiles do not lie 4 KB apart
 
-  Vec<A> operator[](int64_t c) const { return Vec<A>::loadu(values + c * kRows); }
-  void set(int64_t c, Vec<A> x) { x.store(values + c * kRows); }
+  SOFTREG_INLINE LaneVec<A> operator[](int64_t c) const {
+    return load_lane_vec<A>(values + c * kRows);
+  }
+  SOFTREG_INLINE void set(int64_t c, LaneVec<A> x) { store_lane_vec(values + c * kRows, x); }
 
   // Classes [first, first + n) of `count` rows; lanes past them get harmless numbers, never used.
   template <typename T>
@@ -95,7 +82,7 @@ struct Tile {
     if (rows.rows_adjacent()) {
       const T* from = rows.at(0, first);
       for (int64_t c = 0; c < n; ++c, from += rows.class_stride) {
-        set(c, count == kRows ? load_vec(from) : load_part(from, count, A(0)));
+        set(c, count == kRows ? load_lane_vec<A>(from) : load_lane_vec(from, count, A(0)));
       }
     } else {
       gather(rows, count, first, n);
@@ -107,7 +94,7 @@ struct Tile {
     if (rows.rows_adjacent()) {
       T* to = rows.at(0, first);
       for (int64_t c = 0; c < n; ++c, to += rows.class_stride) {
-        store_part(to, count, (*this)[c]);
+        store_lane_vec(to, count, (*this)[c]);
       }
     } else {
       scatter(rows, count, first, n);
@@ -123,14 +110,17 @@ struct Tile {
       return rows.at(lane < count ? lane : count - 1, first + c);
     };
     if constexpr (kTransposes<T>) {
-      for (int64_t c = 0; rows.class_stride == 1 && c < n; c += kRows) {
-        Vec<A> square[kRows];
-        for (int64_t lane = 0; lane < kRows; ++lane) {
-          square[lane] = n - c < kRows ? load_first(from(lane, c), n - c) : load_vec(from(lane, c));
-        }
-        transpose(square);
-        for (int64_t k = 0; k < kRows && c + k < n; ++k) {
-          set(c + k, square[k]);
+      for (int64_t c = 0; rows.class_stride == 1 && c < n; c += kWidth) {
+        for (int64_t part = 0; part < kRows; part += kWidth) {
+          Vec<A> square[kWidth];
+          for (int64_t lane = 0; lane < kWidth; ++lane) {
+            const T* x = from(part + lane, c);
+            square[lane] = n - c < kWidth ? load_first(x, n - c) : load_vec(x);
+          }
+          transpose(square);
+          for (int64_t k = 0; k < kWidth && c + k < n; ++k) {
+            square[k].store(values + (c + k) * kRows + part);
+          }
         }
       }
       if (rows.class_stride == 1) {
@@ -148,15 +138,17 @@ struct Tile {
   __attribute__((noinline)) void scatter(const Strip<T>& rows, int64_t count, int64_t first,
                                          int64_t n) const {
     if constexpr (kTransposes<T>) {
-      for (int64_t c = 0; rows.class_stride == 1 && c < n; c += kRows) {
-        Vec<A> square[kRows];
-        for (int64_t k = 0; k < kRows; ++k) {
-          square[k] = c + k < n ? (*this)[c + k] : Vec<A>(0);
-        }
-        transpose(square);
-        for (int64_t lane = 0; lane < count; ++lane) {
-          T* to = rows.at(lane, first + c);
-          n - c < kRows ? store_part(to, n - c, square[lane]) : store_vec(to, square[lane]);
+      for (int64_t c = 0; rows.class_stride == 1 && c < n; c += kWidth) {
+        for (int64_t part = 0; part < count; part += kWidth) {
+          Vec<A> square[kWidth];
+          for (int64_t k = 0; k < kWidth; ++k) {
+            square[k] = c + k < n ? Vec<A>::loadu(values + (c + k) * kRows + part) : Vec<A>(0);
+          }
+          transpose(square);
+          for (int64_t lane = 0; lane < kWidth && part + lane < count; ++lane) {
+            T* to = rows.at(part + lane, first + c);
+            n - c < kWidth ? store_part(to, n - c, square[lane]) : store_vec(to, square[lane]);
+          }
         }
       }
       if (rows.class_stride == 1) {
@@ -181,12 +173,12 @@ class TileOutput {
         count_(count),
         first_(first),
         tile_(tile),
-        is_direct_(rows.rows_adjacent() && count == Tile<A>::kRows),
+        is_direct_(rows.holds(count)),
         to_(rows.at(0, first)) {}
 
-  SOFTREG_INLINE void set(int64_t c, Vec<A> x) {
+  SOFTREG_INLINE void set(int64_t c, LaneVec<A> x) {
     if (is_direct_) {
-      store_vec(to_, x);
+      store_lane_vec(to_, x);
       to_ += rows_.class_stride;
     } else {
       tile_.set(c, x);
@@ -217,8 +209,12 @@ struct Lanes {
 
   // What is read of class c, and written if `writes`. Asked for one by one beside the arithmetic:
   // all at once, they would have to wait.
+  template <bool kProbabilities>
   SOFTREG_INLINE void fetch_ahead(bool writes, int64_t c) const {
     logits.template fetch_ahead<1>(c);
+    if (kProbabilities) {
+      probabilities.template fetch_ahead<1>(c);
+    }
     if (writes) {
       grad.template fetch_ahead<2>(c);
     }
@@ -254,7 +250,7 @@ SOFTREG_INLINE void load_logits(Tile<A>& tile, Tile<A>* slopes, const LogitTrans
     return;
   }
   for (int64_t c = 0; c < n; ++c) {
-    const TransformedLogit<Vec<A>> y = transform_logit(transform, tile[c]);
+    const TransformedLogit<LaneVec<A>> y = transform_logit(transform, tile[c]);
     tile.set(c, y.value);
     if (slopes) {
       slopes->set(c, y.slope);

@@ -54,6 +54,9 @@ SOFTREG_INLINE Vec<A> vtanh(Vec<A> x) {
 SOFTREG_INLINE Vec<float> mul_add(Vec<float> a, Vec<float> b, Vec<float> c) {
   return at::vec::fmadd(a, b, c);
 }
+SOFTREG_INLINE Vec<double> mul_add(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return at::vec::fmadd(a, b, c);
+}
 
 // 2^(j / 2^kExp2Bits), less what j adds to the bits of a float when it is moved up as below: as
 // many as a register holds, where one instruction looks them up.
@@ -194,8 +197,10 @@ SOFTREG_INLINE Vec<float> load_first(const T* x, int64_t count) {
 
 // A vector of floats as doubles.
 struct WideVec {
+  using value_type = double;
   Vec<double> low, high;
 
+  SOFTREG_INLINE WideVec() = default;
   SOFTREG_INLINE WideVec(Vec<double> low, Vec<double> high) : low(low), high(high) {}
   SOFTREG_INLINE explicit WideVec(double x) : low(x), high(x) {}
   SOFTREG_INLINE explicit WideVec(Vec<float> x) {
@@ -244,6 +249,31 @@ SOFTREG_INLINE Vec<float> narrowed(const WideVec& x) {
 #endif
 }
 SOFTREG_INLINE Vec<double> narrowed(Vec<double> x) { return x; }
+
+// Whole numbers for as many lanes as a vector of A has.
+template <typename A>
+using LaneIndices = at::vec::VectorizedN<int64_t, Vec<A>::size() / Vec<int64_t>::size()>;
+
+SOFTREG_INLINE Vec<float> gather(const float* from, const LaneIndices<float>& index) {
+#if defined(CPU_CAPABILITY_AVX512)
+  const __m256 low = _mm512_i64gather_ps(index[0], from, 4);
+  return _mm512_insertf32x8(_mm512_castps256_ps512(low), _mm512_i64gather_ps(index[1], from, 4), 1);
+#elif defined(CPU_CAPABILITY_AVX2)
+  const __m128 low = _mm256_i64gather_ps(from, index[0], 4);
+  return _mm256_set_m128(_mm256_i64gather_ps(from, index[1], 4), low);
+#else
+  int64_t of_lanes[Vec<float>::size()];
+  float lanes[Vec<float>::size()];
+  index.store(of_lanes);
+  for (int64_t lane = 0; lane < Vec<float>::size(); ++lane) {
+    lanes[lane] = from[of_lanes[lane]];
+  }
+  return Vec<float>::loadu(lanes);
+#endif
+}
+SOFTREG_INLINE Vec<double> gather(const double* from, const LaneIndices<double>& index) {
+  return at::vec::gather<8>(from, index[0]);
+}
 
 template <typename A>
 SOFTREG_INLINE Vec<A> lane_numbers() {

@@ -1,0 +1,157 @@
+// The vector of rows in the lanes: a Vec, or two of them as one where there are registers enough:
+// while the one waits for what it needs, the other computes. Included by the kernels alone.
+#pragma once
+
+#include "cpu/kernels_vec.h"
+
+namespace softreg {
+
+template <typename V>
+struct Pair {
+  using value_type = typename V::value_type;
+  V low, high;
+
+  SOFTREG_INLINE Pair() = default;
+  SOFTREG_INLINE Pair(value_type x) : low(x), high(x) {}
+  SOFTREG_INLINE Pair(V low, V high) : low(low), high(high) {}
+  template <typename U>
+  SOFTREG_INLINE explicit Pair(const Pair<U>& x) : low(x.low), high(x.high) {}
+
+  static constexpr int64_t size() { return 2 * V::size(); }
+};
+
+template <typename V>
+SOFTREG_INLINE Pair<V> operator+(const Pair<V>& a, const Pair<V>& b) {
+  return {a.low + b.low, a.high + b.high};
+}
+template <typename V>
+SOFTREG_INLINE Pair<V> operator-(const Pair<V>& a, const Pair<V>& b) {
+  return {a.low - b.low, a.high - b.high};
+}
+template <typename V>
+SOFTREG_INLINE Pair<V> operator-(const Pair<V>& a) {
+  return {a.low.neg(), a.high.neg()};
+}
+template <typename V>
+SOFTREG_INLINE Pair<V> operator*(const Pair<V>& a, const Pair<V>& b) {
+  return {a.low * b.low, a.high * b.high};
+}
+template <typename V>
+SOFTREG_INLINE Pair<V> operator/(const Pair<V>& a, const Pair<V>& b) {
+  return {a.low / b.low, a.high / b.high};
+}
+
+// As for a Vec.
+template <typename V>
+SOFTREG_INLINE Pair<V> vmax(const Pair<V>& best, const Pair<V>& x) {
+  return {vmax(best.low, x.low), vmax(best.high, x.high)};
+}
+template <typename V>
+SOFTREG_INLINE Pair<V> zero_if_neg_inf(const Pair<V>& x) {
+  return {zero_if_neg_inf(x.low), zero_if_neg_inf(x.high)};
+}
+template <typename V>
+SOFTREG_INLINE Pair<V> vexp(const Pair<V>& x) {
+  return {vexp(x.low), vexp(x.high)};
+}
+template <typename V>
+SOFTREG_INLINE Pair<V> vlog(const Pair<V>& x) {
+  return {vlog(x.low), vlog(x.high)};
+}
+template <typename V>
+SOFTREG_INLINE Pair<V> vtanh(const Pair<V>& x) {
+  return {vtanh(x.low), vtanh(x.high)};
+}
+template <typename V>
+SOFTREG_INLINE Pair<V> mul_add(const Pair<V>& a, const Pair<V>& b, const Pair<V>& c) {
+  return {mul_add(a.low, b.low, c.low), mul_add(a.high, b.high, c.high)};
+}
+
+template <typename V>
+SOFTREG_INLINE Pair<V> where_equal(const Pair<V>& a, const Pair<V>& b, const Pair<V>& x,
+                                   const Pair<V>& y) {
+  return {where_equal(a.low, b.low, x.low, y.low), where_equal(a.high, b.high, x.high, y.high)};
+}
+template <typename V>
+SOFTREG_INLINE Pair<V> add_exp(const Pair<V>& sum, const Pair<V>& x, Pair<V>& exp) {
+  return {add_exp(sum.low, x.low, exp.low), add_exp(sum.high, x.high, exp.high)};
+}
+SOFTREG_INLINE Pair<Vec<float>> narrowed(const Pair<WideVec>& x) {
+  return {narrowed(x.low), narrowed(x.high)};
+}
+SOFTREG_INLINE Pair<Vec<double>> narrowed(const Pair<Vec<double>>& x) { return x; }
+
+#if defined(CPU_CAPABILITY_AVX512)
+template <typename A>
+using LaneVec = Pair<Vec<A>>;
+template <typename A>
+using WideLaneVec = Pair<Wide<A>>;
+#else
+template <typename A>
+using LaneVec = Vec<A>;
+template <typename A>
+using WideLaneVec = Wide<A>;
+#endif
+
+// From part(k), the k-th Vec of it, or to to(k, part).
+template <typename A, typename Part>
+SOFTREG_INLINE LaneVec<A> lanes_of(Part part) {
+  if constexpr (std::is_same_v<LaneVec<A>, Vec<A>>) {
+    return part(0);
+  } else {
+    return {part(0), part(1)};
+  }
+}
+
+template <typename V, typename To>
+SOFTREG_INLINE void for_each_part(const Pair<V>& x, To to) {
+  to(0, x.low);
+  to(1, x.high);
+}
+template <typename V, typename To>
+SOFTREG_INLINE void for_each_part(const V& x, To to) {
+  to(0, x);
+}
+
+// How many of the first `count` lanes are in part k, of `width` lanes.
+SOFTREG_INLINE int64_t count_in_part(int64_t k, int64_t width, int64_t count) {
+  const int64_t rest = count - k * width;
+  return rest < 0 ? 0 : rest < width ? rest : width;
+}
+
+template <typename A, typename T>
+SOFTREG_INLINE LaneVec<A> load_lane_vec(const T* x) {
+  constexpr int64_t width = Vec<A>::size();
+  return lanes_of<A>([&](int64_t k) { return load_vec(x + k * width); });
+}
+
+// The first `count` lanes; the others get `padding`.
+template <typename A, typename T>
+SOFTREG_INLINE LaneVec<A> load_lane_vec(const T* x, int64_t count, A padding) {
+  constexpr int64_t width = Vec<A>::size();
+  return lanes_of<A>(
+      [&](int64_t k) { return load_part(x + k * width, count_in_part(k, width, count), padding); });
+}
+
+// x in the first `count` lanes, 0 in the others.
+template <typename A>
+SOFTREG_INLINE LaneVec<A> first_lanes_of(A x, int64_t count) {
+  constexpr int64_t width = Vec<A>::size();
+  return lanes_of<A>(
+      [&](int64_t k) { return padded(Vec<A>(x), count_in_part(k, width, count), A(0)); });
+}
+
+template <typename T, typename V>
+SOFTREG_INLINE void store_lane_vec(T* to, const V& x) {
+  for_each_part(x, [&](int64_t k, const auto& part) { store_vec(to + k * part.size(), part); });
+}
+
+// The first `count` lanes.
+template <typename T, typename V>
+SOFTREG_INLINE void store_lane_vec(T* to, int64_t count, const V& x) {
+  for_each_part(x, [&](int64_t k, const auto& part) {
+    store_part(to + k * part.size(), count_in_part(k, part.size(), count), part);
+  });
+}
+
+}  // namespace softreg
