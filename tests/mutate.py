@@ -49,7 +49,9 @@ MUTATIONS = [
     Mutation("core/row_state.h", "state.coefficient * change", "state.coefficient"),
     Mutation("cpu/kernels_memory.h", "return padded(x, lanes.count, A(0));", "return x;"),
     Mutation("cpu/kernels_vec.h", "{low + x.low, high + x.high}", "{low + x.low, high}"),
-    Mutation("cpu/kernels_lanes.h", "Vec<A>(args.classes > 0 ? 1 : 0)", "Vec<A>(1)"),
+    Mutation(
+        "cpu/kernels_lanes.h", "first_lanes_of<A>(args.classes > 0 ? 1 : 0", "first_lanes_of<A>(1"
+    ),
     Mutation("kernel_inputs.h", "args.label_smoothing / rows_.classes", "args.label_smoothing"),
     Mutation("cpu/kernels_row_state.h", "lanes.max > sums.max", "lanes.max < sums.max"),
     Mutation("cpu/kernels_along_row.h", "target.label - columns.first", "target.label"),
@@ -62,9 +64,30 @@ MUTATIONS = [
     Mutation("cpu/kernels_along_row.h", "static_cast<A>(lane)), at_label", "A(0)), at_label"),
     Mutation("cpu/kernels_memory.h", "stored(0).store(to);", ""),
     Mutation("cpu/kernels_memory.h", "sizeof(T) % step", "sizeof(T) % width"),
-    Mutation("cpu/kernels_lanes.h", "label[part] - Vec<int64_t>(first)", "label[part]"),
+    Mutation("cpu/kernels_lanes.h", "label[part] - LaneIndices<A>(first)", "label[part]"),
     Mutation("cpu/kernels_lanes.h", "bad = bad | (keeps ^ counts);", ""),
     Mutation("cpu/kernels_lanes.h", "(of > none) & ", ""),
+    Mutation("cpu/kernels_lanes.h", "weight = of_counting(lanes_of", "weight = (lanes_of"),
+    Mutation("cpu/kernels_lanes.h", "part.low + part.high", "part.low"),
+    Mutation("cpu/kernels_lane_vec.h", "add_exp(sum.high, x.high, exp.high)", "sum.high"),
+    Mutation("cpu/kernels_lane_vec.h", "rest < 0 ? 0 : rest < width ? rest : width", "width"),
+    Mutation("cpu/kernels_tile.h", "matrix.inner > 1 ? 1 : matrix.outer_stride", "1"),
+    Mutation(
+        "cpu/kernels_tile.h",
+        "grad.rows_in_sample(row, args.probabilities.rows_in_sample(row, rest))",
+        "args.probabilities.rows_in_sample(row, rest)",
+    ),
+    Mutation("kernel_args.h", "return !weight && per_class == 0;", "return per_class == 0;"),
+    Mutation(
+        "cpu/kernels_tile.h",
+        "square[k].store(values + (c + k) * kRows + part)",
+        "square[k].store(values + (c + k) * kRows)",
+    ),
+    Mutation(
+        "cpu/kernels_rows_in_lanes.h", "&& !lanes.probabilities.holds(lanes.count)", "&& false"
+    ),
+    Mutation("cpu/kernels_rows_in_lanes.h", "args.grad_loss_stride == 1 && ", ""),
+    Mutation("core/log.h", "0x1.5555a4p-2f", "0x1.5955a4p-2f"),
     Mutation("cpu/kernels_rows_in_lanes.h", "none_counts() && !args.lse", "none_counts()"),
     Mutation("cpu/kernels_rows_in_lanes.h", "*of = targets.of_counting(*of)", "*of = *of"),
     Mutation("cpu/kernels_rows_in_lanes.h", "all_flow ? grad : targets.of_counting(grad)", "grad"),

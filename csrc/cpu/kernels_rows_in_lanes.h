@@ -105,8 +105,8 @@ SOFTREG_INLINE void add_tile(LaneForward<A>& rows, const CrossEntropyRows<T, A>&
       state.exp.sum = add(state.exp.sum, c);
       return state;
     };
-    // short blocks in place of accumulators: of three sums each they would not fit into registers
-    some = fold_vectors<kTileClasses / 4, 1>(n, some, number, add_with_coefficient, SumOfStates());
+    // blocks in place of four accumulators, which of three sums each would not fit into registers
+    some = fold_vectors<4, 1>(n, some, number, add_with_coefficient, SumOfStates());
   } else {
     some.exp.sum = fold_vectors<kTileClasses>(n, LaneVec<A>(0), number, add, Sum());
   }
