@@ -50,7 +50,7 @@ MUTATIONS = [
     Mutation("cpu/kernels_memory.h", "return padded(x, lanes.count, A(0));", "return x;"),
     Mutation("cpu/kernels_vec.h", "{low + x.low, high + x.high}", "{low + x.low, high}"),
     Mutation(
-        "cpu/kernels_lanes.h", "first_lanes_of<A>(args.classes > 0 ? 1 : 0", "first_lanes_of<A>(1"
+        "cpu/kernels_lanes.h", "first_lanes_of<V>(args.classes > 0 ? 1 : 0", "first_lanes_of<V>(1"
     ),
     Mutation("kernel_inputs.h", "args.label_smoothing / rows_.classes", "args.label_smoothing"),
     Mutation("cpu/kernels_row_state.h", "lanes.max > sums.max", "lanes.max < sums.max"),
@@ -68,15 +68,24 @@ MUTATIONS = [
     Mutation("cpu/kernels_lanes.h", "bad = bad | (keeps ^ counts);", ""),
     Mutation("cpu/kernels_lanes.h", "(of > none) & ", ""),
     Mutation("cpu/kernels_lanes.h", "weight = of_counting(lanes_of", "weight = (lanes_of"),
-    Mutation("cpu/kernels_lanes.h", "part.low + part.high", "part.low"),
+    Mutation("cpu/kernels_lanes.h", "wide.low + wide.high", "wide.low"),
     Mutation("cpu/kernels_lane_vec.h", "add_exp(sum.high, x.high, exp.high)", "sum.high"),
     Mutation("cpu/kernels_lane_vec.h", "rest < 0 ? 0 : rest < width ? rest : width", "width"),
     Mutation("cpu/kernels_tile.h", "matrix.inner > 1 ? 1 : matrix.outer_stride", "1"),
     Mutation(
-        "cpu/kernels_tile.h",
-        "grad.rows_in_sample(row, args.probabilities.rows_in_sample(row, rest))",
-        "args.probabilities.rows_in_sample(row, rest)",
+        "cpu/kernels_tile_walk.h",
+        "grad_.rows_in_sample(row, args_.probabilities.rows_in_sample(row, rest_))",
+        "args_.probabilities.rows_in_sample(row, rest_)",
     ),
+    Mutation("cpu/kernels_tile_walk.h", "kBeside && !walk.is_over() && ", "kBeside && "),
+    Mutation(
+        "cpu/kernels_tile_walk.h",
+        "for (int64_t c = done; c < beside_",
+        "for (int64_t c = 0; c < beside_",
+    ),
+    Mutation("cpu/kernels_lane_gradients.h", "beside_ > 0 ? done : 0", "done"),
+    Mutation("cpu/kernels_rows_in_lanes.h", "kWrites ? 3 : 2", "2"),
+    Mutation("cpu/kernels_lanes.h", "first == 0 ? number : counted_from(first)", "number"),
     Mutation("kernel_args.h", "return !weight && per_class == 0;", "return per_class == 0;"),
     Mutation(
         "cpu/kernels_tile.h",
@@ -84,13 +93,19 @@ MUTATIONS = [
         "square[k].store(values + (c + k) * kRows)",
     ),
     Mutation(
-        "cpu/kernels_rows_in_lanes.h", "&& !lanes.probabilities.holds(lanes.count)", "&& false"
+        "cpu/kernels_tile_walk.h",
+        "&& !place.probabilities.template holds<V>(place.count)",
+        "&& false",
     ),
-    Mutation("cpu/kernels_rows_in_lanes.h", "args.grad_loss_stride == 1 && ", ""),
+    Mutation("cpu/kernels_lane_gradients.h", "args.grad_loss_stride == 1 && ", ""),
     Mutation("core/log.h", "0x1.5555a4p-2f", "0x1.5955a4p-2f"),
-    Mutation("cpu/kernels_rows_in_lanes.h", "none_counts() && !args.lse", "none_counts()"),
-    Mutation("cpu/kernels_rows_in_lanes.h", "*of = targets.of_counting(*of)", "*of = *of"),
-    Mutation("cpu/kernels_rows_in_lanes.h", "all_flow ? grad : targets.of_counting(grad)", "grad"),
+    Mutation("cpu/kernels_rows_in_lanes.h", "none_counts() || args.lse", "none_counts()"),
+    Mutation("cpu/kernels_lane_gradients.h", "*of = targets.of_counting(*of)", "*of = *of"),
+    Mutation(
+        "cpu/kernels_lane_gradients.h",
+        "all_flow_ ? grad : of_counting(of_lanes.counting, grad)",
+        "grad",
+    ),
     Mutation("cpu/kernels.inc.h", "forward_args.logits.inner == grad.inner", "true"),
     Mutation("cpu/kernels_row_state.h", "exp.store(exps + i);", "exp.store(exps);"),
     Mutation("cpu/cross_entropy.cpp", "is_mean && divisor != expected", "false"),

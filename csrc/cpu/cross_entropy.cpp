@@ -260,9 +260,17 @@ void gradient_typed(const CrossEntropyArgs& args, const CrossEntropyGradArgs& gr
   tensors.copy_to_result();
 }
 
+ForwardOutputs kept_forward_outputs(const CrossEntropyArgs& args) {
+  ForwardOutputs outputs = empty_forward_outputs(args);
+  for (at::Tensor* of_rows : {&outputs.loss, &outputs.lse, &outputs.state}) {
+    *of_rows = on_kept_memory(*of_rows);
+  }
+  return outputs;
+}
+
 ForwardOutputs cross_entropy_forward_cpu(const CrossEntropyArgs& args) {
   check(args);
-  const ForwardOutputs outputs = empty_forward_outputs(args);
+  const ForwardOutputs outputs = kept_forward_outputs(args);
   SOFTREG_DISPATCH_LOGITS(args.result_type(), "cross_entropy_forward_cpu",
                           [&] { forward_typed<scalar_t>(args, outputs); });
   return outputs;
@@ -271,7 +279,7 @@ ForwardOutputs cross_entropy_forward_cpu(const CrossEntropyArgs& args) {
 ForwardWithGradientOutputs cross_entropy_forward_with_gradient_cpu(const CrossEntropyArgs& args,
                                                                    double grad_loss) {
   check(args);
-  const ForwardWithGradientOutputs outputs{empty_forward_outputs(args),
+  const ForwardWithGradientOutputs outputs{kept_forward_outputs(args),
                                            on_kept_memory(empty_grad_logits(args))};
   SOFTREG_DISPATCH_LOGITS(args.result_type(), "cross_entropy_forward_with_gradient_cpu",
                           [&] { forward_with_gradient_typed<scalar_t>(args, grad_loss, outputs); });

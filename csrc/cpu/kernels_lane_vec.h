@@ -81,22 +81,36 @@ SOFTREG_INLINE Pair<Vec<float>> narrowed(const Pair<WideVec>& x) {
 }
 SOFTREG_INLINE Pair<Vec<double>> narrowed(const Pair<Vec<double>>& x) { return x; }
 
+// V below: the vector of rows in the lanes, a Vec or a Pair of them.
+template <typename V>
+struct LanesOf {
+  using Part = V;
+  using WideV = Wide<typename V::value_type>;
+};
+template <typename P>
+struct LanesOf<Pair<P>> {
+  using Part = P;
+  using WideV = Pair<Wide<typename P::value_type>>;
+};
+// One of the Vecs that it is made of; the same lanes in the type that long sums are taken in.
+template <typename V>
+using PartOf = typename LanesOf<V>::Part;
+template <typename V>
+using WideOf = typename LanesOf<V>::WideV;
+
+// Of as many lanes as there are registers for.
 #if defined(CPU_CAPABILITY_AVX512)
 template <typename A>
-using LaneVec = Pair<Vec<A>>;
-template <typename A>
-using WideLaneVec = Pair<Wide<A>>;
+using ManyLanes = Pair<Vec<A>>;
 #else
 template <typename A>
-using LaneVec = Vec<A>;
-template <typename A>
-using WideLaneVec = Wide<A>;
+using ManyLanes = Vec<A>;
 #endif
 
 // From part(k), the k-th Vec of it, or to to(k, part).
-template <typename A, typename Part>
-SOFTREG_INLINE LaneVec<A> lanes_of(Part part) {
-  if constexpr (std::is_same_v<LaneVec<A>, Vec<A>>) {
+template <typename V, typename Part>
+SOFTREG_INLINE V lanes_of(Part part) {
+  if constexpr (std::is_same_v<V, PartOf<V>>) {
     return part(0);
   } else {
     return {part(0), part(1)};
@@ -119,26 +133,27 @@ SOFTREG_INLINE int64_t count_in_part(int64_t k, int64_t width, int64_t count) {
   return rest < 0 ? 0 : rest < width ? rest : width;
 }
 
-template <typename A, typename T>
-SOFTREG_INLINE LaneVec<A> load_lane_vec(const T* x) {
-  constexpr int64_t width = Vec<A>::size();
-  return lanes_of<A>([&](int64_t k) { return load_vec(x + k * width); });
+template <typename V, typename T>
+SOFTREG_INLINE V load_lane_vec(const T* x) {
+  constexpr int64_t width = PartOf<V>::size();
+  return lanes_of<V>([&](int64_t k) { return load_vec(x + k * width); });
 }
 
 // The first `count` lanes; the others get `padding`.
-template <typename A, typename T>
-SOFTREG_INLINE LaneVec<A> load_lane_vec(const T* x, int64_t count, A padding) {
-  constexpr int64_t width = Vec<A>::size();
-  return lanes_of<A>(
+template <typename V, typename T>
+SOFTREG_INLINE V load_lane_vec(const T* x, int64_t count, typename V::value_type padding) {
+  constexpr int64_t width = PartOf<V>::size();
+  return lanes_of<V>(
       [&](int64_t k) { return load_part(x + k * width, count_in_part(k, width, count), padding); });
 }
 
 // x in the first `count` lanes, 0 in the others.
-template <typename A>
-SOFTREG_INLINE LaneVec<A> first_lanes_of(A x, int64_t count) {
-  constexpr int64_t width = Vec<A>::size();
-  return lanes_of<A>(
-      [&](int64_t k) { return padded(Vec<A>(x), count_in_part(k, width, count), A(0)); });
+template <typename V>
+SOFTREG_INLINE V first_lanes_of(typename V::value_type x, int64_t count) {
+  using Part = PartOf<V>;
+  return lanes_of<V>([&](int64_t k) {
+    return padded(Part(x), count_in_part(k, Part::size(), count), typename V::value_type(0));
+  });
 }
 
 template <typename T, typename V>

@@ -8,15 +8,23 @@
 namespace softreg {
 namespace {
 
+// x in the lanes where `counting` is 1; not a product with 0, for an ignored row may hold NaN.
+template <typename V>
+SOFTREG_INLINE V of_counting(const V& counting, const V& x) {
+  return where_equal(counting, V(1), x, V(0));
+}
+
 // The targets of a vector of rows. Lanes without a row do not count. In registers throughout: what
 // narrow stores put together a wide load gets late, after every store before them.
-template <typename A>
+template <typename V>
 struct LaneTargets {
-  static constexpr int64_t kLanes = LaneVec<A>::size(), kWidth = Vec<A>::size();
+  using A = typename V::value_type;
+  static constexpr int64_t kLanes = V::size(), kWidth = Vec<A>::size();
   LaneIndices<A> label[kLanes / kWidth];  // -1 where none counts
   LaneIndices<A> bad{0};                  // not 0 in lanes where a label was out of range, ever
-  LaneVec<A> counting;                    // 1 or 0
-  LaneVec<A> weight;                      // of the label's class, 0 where the row does not count
+  V number;                               // the label as a number, if small
+  V counting;                             // 1 or 0
+  V weight;                               // of the label's class, 0 where the row does not count
 
   template <typename T>
   SOFTREG_INLINE void read(const CrossEntropyRows<T, A>& args, int64_t row, int64_t count) {
@@ -25,7 +33,8 @@ struct LaneTargets {
       for (auto& part : label) {
         part = none;
       }
-      counting = weight = first_lanes_of<A>(args.classes > 0 ? 1 : 0, count);
+      number = V(-1);
+      counting = weight = first_lanes_of<V>(args.classes > 0 ? 1 : 0, count);
       return;
     }
     const Labels labels = args.labels;
@@ -45,9 +54,10 @@ struct LaneTargets {
       part = LaneIndices<A>::blendv(none, of, counts);
       given += kWidth;
     }
-    counting = weight = where_equal(labels_from(0), LaneVec<A>(-1), LaneVec<A>(0), LaneVec<A>(1));
+    number = counted_from(0);
+    counting = weight = where_equal(number, V(-1), V(0), V(1));
     if (args.weight && args.classes > 0) {
-      weight = of_counting(lanes_of<A>([&](int64_t part) {
+      weight = of_counting(lanes_of<V>([&](int64_t part) {
         return gather(args.weight, maximum(label[part], LaneIndices<A>(0)));
       }));
     }
@@ -64,14 +74,14 @@ struct LaneTargets {
     return ignored == (1 << Vec<A>::size()) - 1;
   }
 
-  // x in the lanes that count; not a product with 0, for an ignored row may hold NaN.
-  SOFTREG_INLINE LaneVec<A> of_counting(LaneVec<A> x) const {
-    return where_equal(counting, LaneVec<A>(1), x, LaneVec<A>(0));
-  }
+  SOFTREG_INLINE V of_counting(V x) const { return softreg::of_counting(counting, x); }
 
   // The labels as numbers counted from `first`, to compare a small class number with.
-  SOFTREG_INLINE LaneVec<A> labels_from(int64_t first) const {
-    return lanes_of<A>([&](int64_t part) -> Vec<A> {
+  SOFTREG_INLINE V labels_from(int64_t first) const {
+    return first == 0 ? number : counted_from(first);
+  }
+  SOFTREG_INLINE V counted_from(int64_t first) const {
+    return lanes_of<V>([&](int64_t part) -> Vec<A> {
       return at::vec::convert<A, 1, int64_t, LaneIndices<A>::size() / Vec<int64_t>::size()>(
           label[part] - LaneIndices<A>(first));
     });
@@ -92,18 +102,21 @@ struct LaneTargets {
   }
 };
 
-// Sums of as many values as there are lanes. Floats in double, which does not round them by
-// anything that counts; what doubles round is kept.
+// Sums of rows in the lanes, of the same bits whether a vector of them is one Vec or two. Floats in
+// double, which does not round them by anything that counts; what doubles round is kept.
 template <typename A>
 struct LaneSums {
-  CompensatedSum of_lane[LaneVec<A>::size()];
+  CompensatedSum of_lane[Vec<A>::size()];
 
-  SOFTREG_INLINE void add(LaneVec<A> x) {
-    A lanes[LaneVec<A>::size()];
-    store_lane_vec(lanes, x);
-    for (int64_t lane = 0; lane < LaneVec<A>::size(); ++lane) {
-      of_lane[lane].add(lanes[lane]);
-    }
+  template <typename V>
+  SOFTREG_INLINE void add(const V& x) {
+    for_each_part(x, [&](int64_t, Vec<A> part) {
+      A lanes[Vec<A>::size()];
+      part.store(lanes);
+      for (int64_t lane = 0; lane < Vec<A>::size(); ++lane) {
+        of_lane[lane].add(lanes[lane]);
+      }
+    });
   }
 
   SOFTREG_INLINE void add_to(CompensatedSum& total) const {
@@ -115,15 +128,17 @@ struct LaneSums {
 
 template <>
 struct LaneSums<float> {
-  WideLaneVec<float> sums{0};
+  Vec<double> sums{0};
 
-  SOFTREG_INLINE void add(LaneVec<float> x) { sums = sums + WideLaneVec<float>(x); }
-
-  SOFTREG_INLINE void add_to(CompensatedSum& total) const {
-    Vec<double> sum(0);
-    for_each_part(sums, [&](int64_t, const WideVec& part) { sum = sum + (part.low + part.high); });
-    total.add(fold_lanes(sum, Sum()));
+  template <typename V>
+  SOFTREG_INLINE void add(const V& x) {
+    for_each_part(x, [&](int64_t, Vec<float> part) {
+      const WideVec wide(part);
+      sums = sums + (wide.low + wide.high);
+    });
   }
+
+  SOFTREG_INLINE void add_to(CompensatedSum& total) const { total.add(fold_lanes(sums, Sum())); }
 };
 
 // Over the rows of a block.

@@ -2,129 +2,92 @@
 // logits (N, C, d1, ..., dK), whose rows lie side by side. Included by the kernels alone.
 #pragma once
 
-#include "cpu/kernels_fold.h"
-#include "cpu/kernels_lanes.h"
+#include "cpu/kernels_lane_gradients.h"
 
 namespace softreg {
 namespace {
 
-// Some classes of the rows in the lanes.
-template <typename A>
-struct Tiles {
-  Tile<A> logits;  // transformed; then exp(x - max), where that is kept; their gradients at last
-  Tile<A> slopes;  // where logits are transformed
-  Tile<A> probabilities;
-};
-
-// What the kernels are compiled for: labels whose loss is plain (CrossEntropyRows::is_plain()), any
-// labels, probabilities.
-enum class Target { kPlainLabels, kLabels, kProbabilities };
-
 template <Target kTarget>
 using TargetIs = std::integral_constant<Target, kTarget>;
 
-// run(TargetIs<...>()), for what `args` ask for.
+// run(TargetIs<...>(), std::bool_constant<...>()), for what `args` ask for, and whether rows lie
+// side by side, so that tiles may be read and written beside others.
 template <typename T, typename A, typename Run>
 SOFTREG_INLINE auto for_target(const CrossEntropyRows<T, A>& args, Run run) {
+  const auto run_for = [&](auto target) {
+    return args.logits.inner > 1 ? run(target, std::true_type()) : run(target, std::false_type());
+  };
   if (args.has_probabilities()) {
-    return run(TargetIs<Target::kProbabilities>());
+    return run_for(TargetIs<Target::kProbabilities>());
   }
-  return args.is_plain() ? run(TargetIs<Target::kPlainLabels>()) : run(TargetIs<Target::kLabels>());
-}
-
-// a_c of the class first + c for probabilities, w_c for labels where it has a meaning.
-template <Target kTarget, typename T, typename A>
-SOFTREG_INLINE LaneVec<A> coefficient(const CrossEntropyRows<T, A>& args, const Lanes<T>& lanes,
-                                      const Tiles<A>& tiles, int64_t first, int64_t c) {
-  const LaneVec<A> weight(args.all_classes_count() ? class_weight(args, first + c) : A(1));
-  if constexpr (kTarget == Target::kProbabilities) {
-    const LaneVec<A> q = lanes.probabilities.holds(lanes.count)
-                             ? load_lane_vec<A>(lanes.probabilities.at(0, first + c))
-                             : tiles.probabilities[c];
-    return args.probabilities_are_coefficients()
-               ? q
-               : probability_coefficient(weight, q, LaneVec<A>(args.on_target),
-                                         LaneVec<A>(args.per_class));
-  }
-  return weight;
-}
-
-// The logits of the classes [first, first + n), and the probabilities if they do not lie in memory
-// as vectors do.
-template <Target kTarget, typename T, typename A>
-SOFTREG_INLINE void load_tiles(Tiles<A>& tiles, Tile<A>* slopes, const CrossEntropyRows<T, A>& args,
-                               const Lanes<T>& lanes, int64_t first, int64_t n) {
-  if constexpr (kTarget == Target::kPlainLabels) {
-    tiles.logits.load(lanes.logits, lanes.count, first, n);
-    return;
-  }
-  load_logits(tiles.logits, slopes, args.transform, lanes, first, n);
-  if (kTarget == Target::kProbabilities && !lanes.probabilities.holds(lanes.count)) {
-    tiles.probabilities.load(lanes.probabilities, lanes.count, first, n);
-  }
+  return args.is_plain() ? run_for(TargetIs<Target::kPlainLabels>())
+                         : run_for(TargetIs<Target::kLabels>());
 }
 
 // What the forward pass knows of a vector of rows. Of many tiles the weighted sums are wide:
 // classes with the same coefficients round the same way each time.
-template <typename A>
+template <typename V>
 struct LaneForward {
-  using State = RowState<LaneVec<A>, WideLaneVec<A>>;
+  using State = RowState<V, WideOf<V>>;
   State state = State::empty();
-  LaneVec<A> label_logit{A(0)};
+  V label_logit{typename V::value_type(0)};
 };
 
-template <Target kTarget, bool kKeepsExps, typename T, typename A>
-SOFTREG_INLINE void add_tile(LaneForward<A>& rows, const CrossEntropyRows<T, A>& args,
-                             const Lanes<T>& lanes, Tiles<A>& tiles, const LaneTargets<A>& targets,
-                             int64_t first, int64_t n) {
-  Tile<A>& tile = tiles.logits;
-  const auto logit = [&](int64_t c) { return tile[c]; };
-  const LaneVec<A> max = fold_vectors<kTileClasses>(n, LaneVec<A>(-INFINITY), logit, Max(), Max());
-  const LaneVec<A> common = shift(max);
+// Adds a tile whose maximum is known; beside(c) after each of its classes. kKeepsExps: they take
+// the place of the logits.
+template <Target kTarget, bool kKeepsExps, typename T, typename A, typename V, typename Beside>
+SOFTREG_INLINE void add_tile(LaneForward<V>& rows, const CrossEntropyRows<T, A>& args,
+                             const Place<T>& place, Tiles<V>& tiles, V max,
+                             const LaneTargets<V>& targets, Beside beside) {
+  Tile<V>& tile = tiles.logits;
+  const V common = shift(max);
   const auto number = [](int64_t c) { return c; };
-  const LaneVec<A> label = targets.labels_from(first);
-  LaneVec<A> label_logit = rows.label_logit;
-  const auto add = [&](LaneVec<A> sum, int64_t c) {
-    lanes.template fetch_ahead<kTarget == Target::kProbabilities>(kKeepsExps, first + c);
-    const LaneVec<A> logit = tile[c];
-    LaneVec<A> exp;
+  const V label = targets.labels_from(place.first);
+  V label_logit = rows.label_logit;
+  const auto add = [&](V sum, int64_t c) {
+    const V logit = tile[c];
+    V exp;
     sum = add_exp(sum, logit - common, exp);
     if constexpr (kTarget != Target::kProbabilities) {
-      label_logit = where_equal(label, class_number<A>(c), logit, label_logit);
+      label_logit = where_equal(label, class_number<V>(c), logit, label_logit);
     }
     if (kKeepsExps) {
       tile.set(c, exp);
     }
+    beside(c);
     return sum;
   };
   const bool weighted = kTarget != Target::kPlainLabels && args.all_classes_count();
-  RowState<LaneVec<A>, LaneVec<A>> some = RowState<LaneVec<A>, LaneVec<A>>::empty();
+  RowState<V, V> some = RowState<V, V>::empty();
   if (weighted) {
-    const auto add_with_coefficient = [&](RowState<LaneVec<A>, LaneVec<A>> state, int64_t c) {
-      add_weighted(state, coefficient<kTarget>(args, lanes, tiles, first, c), tile[c] - common);
+    const auto add_with_coefficient = [&](RowState<V, V> state, int64_t c) {
+      if (kTarget == Target::kProbabilities) {
+        fetch_rows_ahead<V>(place.probabilities.at(0, place.first + c));
+      }
+      add_weighted(state, coefficient<kTarget>(args, place, tiles, c), tile[c] - common);
       state.exp.sum = add(state.exp.sum, c);
       return state;
     };
     // blocks in place of four accumulators, which of three sums each would not fit into registers
-    some = fold_vectors<4, 1>(n, some, number, add_with_coefficient, SumOfStates());
+    some = fold_vectors<4, 1>(place.classes, some, number, add_with_coefficient, SumOfStates());
   } else {
-    some.exp.sum = fold_vectors<kTileClasses>(n, LaneVec<A>(0), number, add, Sum());
+    some.exp.sum = fold_vectors<kTileClasses>(place.classes, V(0), number, add, Sum());
   }
   some.exp.max = max;
-  const typename LaneForward<A>::State wide{some.exp, WideLaneVec<A>(some.coefficient),
-                                            WideLaneVec<A>(some.logit)};
-  rows.state = first == 0 ? wide : merge(rows.state, wide, weighted);
+  const typename LaneForward<V>::State wide{some.exp, WideOf<V>(some.coefficient),
+                                            WideOf<V>(some.logit)};
+  rows.state = place.first == 0 ? wide : merge(rows.state, wide, weighted);
   rows.label_logit = label_logit;
 }
 
 // Ends a vector of rows of the forward pass, as add_row() ends one.
-template <Target kTarget, typename T, typename A>
-SOFTREG_INLINE void add_rows(const ForwardArgs<T, A>& args, const Lanes<T>& lanes,
-                             const LaneTargets<A>& targets, const LaneForward<A>& rows,
+template <Target kTarget, typename T, typename A, typename V>
+SOFTREG_INLINE void add_rows(const ForwardArgs<T, A>& args, const Place<T>& place,
+                             const LaneTargets<V>& targets, const LaneForward<V>& rows,
                              LaneTotals<A>& totals) {
-  const int64_t row = lanes.row, count = lanes.count;
+  const int64_t row = place.row, count = place.count;
   const auto& state = rows.state;
-  const LaneVec<A> max = shift(state.exp.max), log_sum = vlog(state.exp.sum);
+  const V max = shift(state.exp.max), log_sum = vlog(state.exp.sum);
   store_lane_vec(args.row_max + row, count, max);
   store_lane_vec(args.sum + row, count, state.exp.sum);
   if (args.lse) {
@@ -133,12 +96,12 @@ SOFTREG_INLINE void add_rows(const ForwardArgs<T, A>& args, const Lanes<T>& lane
   if (kTarget == Target::kProbabilities) {
     store_lane_vec(args.coefficient_sum + row, count, narrowed(state.coefficient));
   }
-  LaneVec<A> weighted_nll(0);
+  V weighted_nll(0);
   if (kTarget != Target::kPlainLabels && args.all_classes_count()) {
     weighted_nll = narrowed(
-        weighted_negative_log_likelihood(state.coefficient, WideLaneVec<A>(log_sum), state.logit));
+        weighted_negative_log_likelihood(state.coefficient, WideOf<V>(log_sum), state.logit));
   }
-  const LaneVec<A> loss = targets.of_counting(
+  const V loss = targets.of_counting(
       loss_of_row(args, targets.weight, rows.label_logit, max, log_sum, weighted_nll));
   totals.loss.add(loss);
   totals.weight.add(targets.weight);
@@ -147,25 +110,62 @@ SOFTREG_INLINE void add_rows(const ForwardArgs<T, A>& args, const Lanes<T>& lane
   }
 }
 
-// Calls then(lanes, targets, max, tiles) after each vector of rows. kKeeps: there is one tile of
-// classes, and what it holds is kept for `then`, which writes to `grad`.
-template <Target kTarget, bool kKeeps, typename T, typename A, typename Then>
+// Three tiles are under way at a time: the logits of the next one are read, and the gradients of
+// the last one written, class by class beside the exponentials of this one. So memory and
+// arithmetic keep each other company, and nothing waits for the end of a row. `writer`: a
+// GradientWriter, for rows of one tile, or NoGradient.
+template <Target kTarget, bool kBeside, typename V, typename T, typename A, typename Writer>
 SOFTREG_INLINE ForwardTotals forward_walk(const ForwardArgs<T, A>& args, const RowMatrix<T>& grad,
-                                          int64_t begin, int64_t end, Then then) {
-  Tiles<A> tiles;
-  LaneTargets<A> targets;
+                                          int64_t begin, int64_t end, Writer writer) {
+  constexpr bool kWrites = !std::is_same_v<Writer, NoGradient>;
+  constexpr int kUnderWay = !kBeside ? 1 : kWrites ? 3 : 2;
+  Tiles<V> tiles[kUnderWay];
+  int turn = 0;
+  LaneTargets<V> targets;
   LaneTotals<A> of_lanes;
-  for_each_lanes(args, grad, begin, end, [&](const Lanes<T>& lanes) {
-    targets.read(args, lanes.row, lanes.count);
-    const int64_t classes = targets.none_counts() && !args.lse ? 0 : args.classes;
-    LaneForward<A> rows;
-    for_each_tile<kKeeps>(classes, [&](int64_t first, int64_t n) {
-      load_tiles<kTarget>(tiles, kKeeps ? &tiles.slopes : nullptr, args, lanes, first, n);
-      add_tile<kTarget, kKeeps>(rows, args, lanes, tiles, targets, first, n);
-    });
-    add_rows<kTarget>(args, lanes, targets, rows, of_lanes);
-    then(lanes, targets, shift(rows.state.exp.max), tiles);
-  });
+  LaneForward<V> rows;
+  TileWalk<T, V> walk(args, grad, begin, end);
+  TileReader<kTarget, kBeside, T, V> reader(args, kWrites);
+  reader.begin(walk, tiles[turn]);
+  for (int64_t done = 0; !walk.is_over();) {
+    reader.finish(walk.place(), done);
+    const Place<T> place = walk.place();
+    const V max = reader.max;
+    Tiles<V>& these = tiles[turn];
+    turn = turn + 1 < kUnderWay ? turn + 1 : 0;
+    const bool ends_rows = walk.ends_rows();
+    if (walk.begins_rows()) {
+      targets.read(args, place.row, place.count);
+      rows = LaneForward<V>();
+    }
+    walk.next();
+    reader.begin(walk, tiles[turn]);
+    done = 0;
+    if (!targets.none_counts() || args.lse) {
+      add_tile<kTarget, kWrites>(rows, args, place, these, max, targets, [&](int64_t c) {
+        reader.read(c);
+        writer.write_beside(c);
+      });
+      done = place.classes;
+    }
+    if (kBeside) {
+      writer.write_rest(done);
+    }
+    if (ends_rows) {
+      add_rows<kTarget>(args, place, targets, rows, of_lanes);
+      if constexpr (kWrites) {
+        const RowGradient<V> gradients =
+            row_gradients(writer.args(), place, targets, shift(rows.state.exp.max));
+        writer.begin(place, targets, gradients, these);
+      }
+      if (!kBeside) {
+        writer.write_rest(0);
+      }
+    }
+  }
+  if (kBeside) {
+    writer.write_rest(0);
+  }
   ForwardTotals totals;
   totals.bad_row = targets.bad_row(args, begin, end);
   of_lanes.loss.add_to(totals.loss);
@@ -175,19 +175,20 @@ SOFTREG_INLINE ForwardTotals forward_walk(const ForwardArgs<T, A>& args, const R
 
 template <typename T, typename A>
 ForwardTotals forward_rows_in_lanes(const ForwardArgs<T, A>& args, int64_t begin, int64_t end) {
-  return for_target(args, [&](auto target) {
-    return forward_walk<decltype(target)::value, false>(args, {}, begin, end, [](auto&&...) {});
+  return for_target(args, [&](auto target, auto beside) {
+    return forward_walk<target.value, beside.value, ManyLanes<A>>(args, {}, begin, end,
+                                                                  NoGradient());
   });
 }
 
 template <typename T>
 double total_weight(const ForwardArgs<T, Accumulator<T>>& args, int64_t begin, int64_t end) {
   using A = Accumulator<T>;
-  constexpr int64_t kLanes = LaneVec<A>::size();
-  LaneTargets<A> targets;
+  using V = ManyLanes<A>;
+  LaneTargets<V> targets;
   LaneSums<A> weights;
-  for (int64_t row = begin; row < end; row += kLanes) {
-    targets.read(args, row, end - row < kLanes ? end - row : kLanes);
+  for (int64_t row = begin; row < end; row += V::size()) {
+    targets.read(args, row, end - row < V::size() ? end - row : V::size());
     weights.add(targets.weight);
   }
   CompensatedSum total;
@@ -195,142 +196,83 @@ double total_weight(const ForwardArgs<T, Accumulator<T>>& args, int64_t begin, i
   return total.total();
 }
 
-template <typename T, typename A>
-SOFTREG_INLINE LaneVec<A> upstream_of_lanes(const BackwardArgs<T, A>& args, int64_t row,
-                                            int64_t count) {
-  if (!args.grad_loss) {
-    return LaneVec<A>(args.grad_reduced);
-  }
-  if (args.grad_loss_stride == 1 && !args.total_weight) {
-    return load_lane_vec(args.grad_loss + row, count, A(0));
-  }
-  A upstream[LaneVec<A>::size()] = {};
-  for (int64_t lane = 0; lane < count; ++lane) {
-    upstream[lane] = upstream_gradient(args, row + lane);
-  }
-  return load_lane_vec<A>(upstream);
-}
-
-// What the rows in the lanes need for their gradients.
-template <typename T, typename A>
-SOFTREG_INLINE RowGradient<LaneVec<A>> row_gradients(const BackwardArgs<T, A>& args,
-                                                     const Lanes<T>& lanes,
-                                                     const LaneTargets<A>& targets,
-                                                     LaneVec<A> max) {
-  const int64_t row = lanes.row, count = lanes.count;
-  const LaneVec<A> sum = load_lane_vec(args.sum + row, count, A(1));
-  RowGradient<LaneVec<A>> of_rows =
-      row_gradient(args, targets.weight, max, sum,
-                   args.has_probabilities() ? load_lane_vec(args.coefficient_sum + row, count, A(0))
-                                            : LaneVec<A>(0),
-                   upstream_of_lanes(args, row, count));
-  if (args.grad_lse) {
-    for (LaneVec<A>* of : {&of_rows.softmax_scale, &of_rows.weight_scale, &of_rows.target_offset,
-                           &of_rows.upstream}) {
-      *of = targets.of_counting(*of);
-    }
-    of_rows = with_lse_gradient(of_rows, load_lane_vec(args.grad_lse + row, count, A(0)), sum);
-  }
-  return of_rows;
-}
-
-// Stores the gradients of the classes [first, first + n). exp_of(c): exp(x - max) of first + c.
-template <Target kTarget, typename T, typename A, typename ExpOf>
-SOFTREG_INLINE void store_gradients(Tiles<A>& tiles, const BackwardArgs<T, A>& args,
-                                    const Lanes<T>& lanes, const LaneTargets<A>& targets,
-                                    const RowGradient<LaneVec<A>>& rows, int64_t first, int64_t n,
-                                    ExpOf exp_of) {
-  TileOutput<T, A> output(lanes.grad, lanes.count, first, tiles.logits);
-  const bool all_flow = args.grad_lse || targets.all_count();
-  const bool weighted = kTarget != Target::kPlainLabels && args.coefficients_vary();
-  const LaneVec<A> label = targets.labels_from(first);
-#pragma GCC unroll 4
-  for (int64_t c = 0; c < n; ++c) {
-    LaneVec<A> offset = rows.weight_scale;
-    if (weighted) {
-      offset = offset * coefficient<kTarget>(args, lanes, tiles, first, c);
-    }
-    if constexpr (kTarget != Target::kProbabilities) {
-      offset = where_equal(label, class_number<A>(c), rows.target_offset, offset);
-    }
-    LaneVec<A> grad = logit_gradient(exp_of(c), rows.softmax_scale, offset, rows.upstream);
-    if (kTarget != Target::kPlainLabels && !args.transform.is_identity) {
-      grad = grad * tiles.slopes[c];
-    }
-    output.set(c, all_flow ? grad : targets.of_counting(grad));
-  }
-  output.finish(n);
-}
-
-template <Target kTarget, typename T, typename A>
+template <Target kTarget, bool kInPlace, typename T, typename A>
 SOFTREG_INLINE int64_t backward_walk(const BackwardArgs<T, A>& args, int64_t begin, int64_t end) {
-  Tiles<A> tiles;
-  LaneTargets<A> targets;
-  for_each_lanes(args, args.grad, begin, end, [&](const Lanes<T>& lanes) {
-    targets.read(args, lanes.row, lanes.count);
-    const LaneVec<A> max = load_lane_vec(args.row_max + lanes.row, lanes.count, A(0));
-    const RowGradient<LaneVec<A>> rows = row_gradients(args, lanes, targets, max);
-    for_each_tile<false>(args.classes, [&](int64_t first, int64_t n) {
-      load_tiles<kTarget>(tiles, &tiles.slopes, args, lanes, first, n);
-      store_gradients<kTarget>(tiles, args, lanes, targets, rows, first, n, [&](int64_t c) {
-        lanes.template fetch_ahead<kTarget == Target::kProbabilities>(true, first + c);
-        return vexp(tiles.logits[c] - max);
-      });
+  using V = ManyLanes<A>;
+  Tiles<V> tiles;
+  LaneTargets<V> targets;
+  V max;
+  RowGradient<V> gradients;
+  GradientWriter<kTarget, false, T, V> writer(args);
+  for (TileWalk<T, V> walk(args, args.grad, begin, end); !walk.is_over(); walk.next()) {
+    const Place<T>& place = walk.place();
+    if (walk.begins_rows()) {
+      targets.read(args, place.row, place.count);
+      max = load_lane_vec<V>(args.row_max + place.row, place.count, A(0));
+      gradients = row_gradients(args, place, targets, max);
+    }
+    writer.begin(place, targets, gradients, tiles);
+    const bool in_place = kInPlace && is_read_in_place<V, kTarget>(args, place);
+    LogitsInPlace<T, V> logits_in_place(place);
+    if (!in_place) {
+      load_tiles<kTarget>(tiles, args, place, true);
+    }
+    writer.write_rest(0, [&](int64_t c) {
+      if (kTarget == Target::kProbabilities) {
+        fetch_rows_ahead<V>(place.probabilities.at(0, place.first + c));
+      }
+      return vexp((in_place ? logits_in_place.next() : tiles.logits[c]) - max);
     });
-  });
+  }
   return targets.bad_row(args, begin, end);
 }
 
 template <typename T, typename A>
 int64_t backward_rows_in_lanes(const BackwardArgs<T, A>& args, int64_t begin, int64_t end) {
-  return for_target(
-      args, [&](auto target) { return backward_walk<decltype(target)::value>(args, begin, end); });
+  return for_target(args, [&](auto target, auto side_by_side) {
+    return backward_walk<target.value, side_by_side.value>(args, begin, end);
+  });
 }
 
 // Both passes in one, for one tile of classes: nothing is read twice, no exponential taken twice.
-template <Target kTarget, typename T, typename A>
-SOFTREG_INLINE ForwardTotals forward_with_gradient_in_lanes(const ForwardArgs<T, A>& forward,
-                                                            const BackwardArgs<T, A>& backward,
-                                                            int64_t begin, int64_t end) {
-  return forward_walk<kTarget, true>(
-      forward, backward.grad, begin, end,
-      [&](const Lanes<T>& lanes, const LaneTargets<A>& targets, LaneVec<A> max, Tiles<A>& tiles) {
-        const RowGradient<LaneVec<A>> rows = row_gradients(backward, lanes, targets, max);
-        store_gradients<kTarget>(tiles, backward, lanes, targets, rows, 0, backward.classes,
-                                 [&](int64_t c) { return tiles.logits[c]; });
-      });
-}
-
 template <typename T, typename A>
 __attribute__((flatten)) ForwardTotals
 forward_with_gradient_in_lanes(const ForwardArgs<T, A>& forward, const BackwardArgs<T, A>& backward,
                                int64_t begin, int64_t end) {
-  return for_target(forward, [&](auto target) {
-    return forward_with_gradient_in_lanes<decltype(target)::value>(forward, backward, begin, end);
+  return for_target(forward, [&](auto target, auto beside) {
+    // beside each other, tiles of one Vec keep to fewer lines at a time
+    constexpr bool kOneVec = beside.value && target.value == Target::kPlainLabels;
+    using V = std::conditional_t<kOneVec, Vec<A>, ManyLanes<A>>;
+    return forward_walk<target.value, beside.value, V>(
+        forward, backward.grad, begin, end,
+        GradientWriter<target.value, beside.value, T, V>(backward));
   });
 }
 
 template <typename T, typename A>
 int64_t grad_target_rows_in_lanes(const BackwardArgs<T, A>& args, int64_t begin, int64_t end) {
-  Tile<A> tile;
-  const LaneVec<A> on(args.on_target);
-  for_each_lanes(args, args.grad, begin, end, [&](const Lanes<T>& lanes) {
-    const int64_t row = lanes.row, count = lanes.count;
-    const LaneVec<A> upstream = upstream_of_lanes(args, row, count);
-    const LaneVec<A> max = load_lane_vec(args.row_max + row, count, A(0));
-    const LaneVec<A> log_sum = vlog(load_lane_vec(args.sum + row, count, A(1)));
-    for_each_tile<false>(args.classes, [&](int64_t first, int64_t n) {
-      load_logits<T, A>(tile, nullptr, args.transform, lanes, first, n);
-      TileOutput<T, A> output(lanes.grad, count, first, tile);
-      for (int64_t c = 0; c < n; ++c) {
-        lanes.template fetch_ahead<false>(true, first + c);
-        const LaneVec<A> nll = negative_log_likelihood(log_sum, tile[c] - max);
-        output.set(
-            c, probability_gradient(LaneVec<A>(class_weight(args, first + c)), on, nll, upstream));
-      }
-      output.finish(n);
-    });
-  });
+  using V = ManyLanes<A>;
+  Tile<V> tile;
+  const V on(args.on_target);
+  V upstream, max, log_sum;
+  TileOutput<T, V> output;
+  for (TileWalk<T, V> walk(args, args.grad, begin, end); !walk.is_over(); walk.next()) {
+    const Place<T>& place = walk.place();
+    if (walk.begins_rows()) {
+      upstream = upstream_of_lanes<V>(args, place.row, place.count);
+      max = load_lane_vec<V>(args.row_max + place.row, place.count, A(0));
+      log_sum = vlog(load_lane_vec<V>(args.sum + place.row, place.count, A(1)));
+    }
+    load_logits<T, V>(tile, nullptr, args.transform, place);
+    output.begin(place, tile);
+    for (int64_t c = 0; c < place.classes; ++c) {
+      fetch_rows_ahead<V>(place.logits.at(0, place.first + c));
+      const V weight(class_weight(args, place.first + c));
+      const V nll = negative_log_likelihood(log_sum, tile[c] - max);
+      output.set(c, probability_gradient(weight, on, nll, upstream));
+    }
+    output.finish();
+  }
   return kNoBadRow;
 }
 

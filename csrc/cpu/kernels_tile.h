@@ -24,22 +24,33 @@ struct ClassNumbers {
 };
 constexpr ClassNumbers kClassNumbers;
 
-template <typename A>
-SOFTREG_INLINE LaneVec<A> class_number(int64_t c) {
-  return LaneVec<A>(static_cast<A>(kClassNumbers.of[c]));
+template <typename V>
+SOFTREG_INLINE V class_number(int64_t c) {
+  return V(static_cast<typename V::value_type>(kClassNumbers.of[c]));
 }
 
-// How far ahead of what is read, or written, of rows that lie side by side. They are taken class by
-// class, each far from the one before, which no prefetcher of a processor's follows.
-constexpr int64_t kBytesAhead = 256, kLine = 64;
+// Calls to the second-level cache what lies ahead of a vector of rows that is read, or written:
+// they are taken class by class, each far from the one before, which no prefetcher of a processor's
+// follows.
+template <typename V, typename T>
+SOFTREG_INLINE void fetch_rows_ahead(const T* rows) {
+  constexpr int64_t kBytesAhead = 256, kLine = 64;
+  constexpr int64_t bytes = V::size() * sizeof(T);
+  const char* const ahead = reinterpret_cast<const char*>(rows) + kBytesAhead;
+  for (int64_t byte = 0; byte < bytes; byte += kLine) {
+    __builtin_prefetch(ahead + byte, 0, 2);
+  }
+}
 
 // Rows of a matrix, one stride apart.
 template <typename T>
 struct Strip {
-  static constexpr int64_t kLanes = LaneVec<Accumulator<std::remove_const_t<T>>>::size();
-  T* data;
-  int64_t row_stride, class_stride;
+  T* data = nullptr;
+  int64_t row_stride = 0, class_stride = 0;
 
+  SOFTREG_INLINE Strip() = default;
+  SOFTREG_INLINE Strip(T* data, int64_t row_stride, int64_t class_stride)
+      : data(data), row_stride(row_stride), class_stride(class_stride) {}
   // From row r to the end of its sample.
   SOFTREG_INLINE Strip(const RowMatrix<T>& matrix, int64_t r)
       : data(matrix.row(r)),
@@ -48,33 +59,24 @@ struct Strip {
 
   SOFTREG_INLINE bool rows_adjacent() const { return row_stride == 1; }
   // Whether `count` rows are vectors as they lie in memory.
-  SOFTREG_INLINE bool holds(int64_t count) const { return rows_adjacent() && count == kLanes; }
+  template <typename V>
+  SOFTREG_INLINE bool holds(int64_t count) const {
+    return rows_adjacent() && count == V::size();
+  }
   SOFTREG_INLINE T* at(int64_t row, int64_t c) const {
     return data + row * row_stride + c * class_stride;
   }
-
-  // For rows to come, to the cache of the level.
-  template <int kLevel>
-  SOFTREG_INLINE void fetch_ahead(int64_t c) const {
-    if (rows_adjacent()) {
-      const char* const ahead = reinterpret_cast<const char*>(at(0, c)) + kBytesAhead;
-      for (int64_t byte = 0; byte < kLanes * static_cast<int64_t>(sizeof(T)); byte += kLine) {
-        __builtin_prefetch(ahead + byte, 0, 4 - kLevel);
-      }
-    }
-  }
 };
 
-// Some classes of LaneVec::size() rows.
-template <typename A>
+// Some classes of V::size() rows.
+template <typename V>
 struct Tile {
-  static constexpr int64_t kRows = LaneVec<A>::size(), kWidth = Vec<A>::size();
+  using A = typename V::value_type;
+  static constexpr int64_t kRows = V::size(), kWidth = Vec<A>::size();
   alignas(64) A values[(kTileClasses + 1) * kRows];  // one more: tiles do not lie 4 KB apart
 
-  SOFTREG_INLINE LaneVec<A> operator[](int64_t c) const {
-    return load_lane_vec<A>(values + c * kRows);
-  }
-  SOFTREG_INLINE void set(int64_t c, LaneVec<A> x) { store_lane_vec(values + c * kRows, x); }
+  SOFTREG_INLINE V operator[](int64_t c) const { return load_lane_vec<V>(values + c * kRows); }
+  SOFTREG_INLINE void set(int64_t c, V x) { store_lane_vec(values + c * kRows, x); }
 
   // Classes [first, first + n) of `count` rows; lanes past them get harmless numbers, never used.
   template <typename T>
@@ -82,10 +84,10 @@ struct Tile {
     if (rows.rows_adjacent()) {
       const T* from = rows.at(0, first);
       for (int64_t c = 0; c < n; ++c, from += rows.class_stride) {
-        set(c, count == kRows ? load_lane_vec<A>(from) : load_lane_vec(from, count, A(0)));
+        set(c, count == kRows ? load_lane_vec<V>(from) : load_lane_vec<V>(from, count, A(0)));
       }
     } else {
-      gather(rows, count, first, n);
+      gather(rows.data, rows.row_stride, rows.class_stride, count, first, n);
     }
   }
 
@@ -97,15 +99,17 @@ struct Tile {
         store_lane_vec(to, count, (*this)[c]);
       }
     } else {
-      scatter(rows, count, first, n);
+      scatter(rows.data, rows.row_stride, rows.class_stride, count, first, n);
     }
   }
 
  private:
-  // Row by row.
+  // Row by row. The strip comes in parts, in registers: as a whole it would be put together in
+  // memory by narrow stores, which a wide load gets late.
   template <typename T>
-  __attribute__((noinline)) void gather(const Strip<const T>& rows, int64_t count, int64_t first,
-                                        int64_t n) {
+  __attribute__((noinline)) void gather(const T* data, int64_t row_stride, int64_t class_stride,
+                                        int64_t count, int64_t first, int64_t n) {
+    const Strip<const T> rows(data, row_stride, class_stride);
     const auto from = [&](int64_t lane, int64_t c) {
       return rows.at(lane < count ? lane : count - 1, first + c);
     };
@@ -135,8 +139,9 @@ struct Tile {
   }
 
   template <typename T>
-  __attribute__((noinline)) void scatter(const Strip<T>& rows, int64_t count, int64_t first,
-                                         int64_t n) const {
+  __attribute__((noinline)) void scatter(T* data, int64_t row_stride, int64_t class_stride,
+                                         int64_t count, int64_t first, int64_t n) const {
+    const Strip<T> rows(data, row_stride, class_stride);
     if constexpr (kTransposes<T>) {
       for (int64_t c = 0; rows.class_stride == 1 && c < n; c += kWidth) {
         for (int64_t part = 0; part < count; part += kWidth) {
@@ -162,115 +167,6 @@ struct Tile {
     }
   }
 };
-
-// Where the gradients of a tile go, class by class: to memory at once where a vector of rows lies
-// side by side there, else by way of the tile.
-template <typename T, typename A>
-class TileOutput {
- public:
-  SOFTREG_INLINE TileOutput(const Strip<T>& rows, int64_t count, int64_t first, Tile<A>& tile)
-      : rows_(rows),
-        count_(count),
-        first_(first),
-        tile_(tile),
-        is_direct_(rows.holds(count)),
-        to_(rows.at(0, first)) {}
-
-  SOFTREG_INLINE void set(int64_t c, LaneVec<A> x) {
-    if (is_direct_) {
-      store_lane_vec(to_, x);
-      to_ += rows_.class_stride;
-    } else {
-      tile_.set(c, x);
-    }
-  }
-
-  // After the last of n classes.
-  SOFTREG_INLINE void finish(int64_t n) {
-    if (!is_direct_) {
-      tile_.store(rows_, count_, first_, n);
-    }
-  }
-
- private:
-  const Strip<T>& rows_;
-  int64_t count_, first_;
-  Tile<A>& tile_;
-  bool is_direct_;
-  T* to_;
-};
-
-// The rows [row, row + count), as many as a vector has lanes or fewer.
-template <typename T>
-struct Lanes {
-  int64_t row, count;
-  Strip<const T> logits, probabilities;
-  Strip<T> grad;
-
-  // What is read of class c, and written if `writes`. Asked for one by one beside the arithmetic:
-  // all at once, they would have to wait.
-  template <bool kProbabilities>
-  SOFTREG_INLINE void fetch_ahead(bool writes, int64_t c) const {
-    logits.template fetch_ahead<1>(c);
-    if (kProbabilities) {
-      probabilities.template fetch_ahead<1>(c);
-    }
-    if (writes) {
-      grad.template fetch_ahead<2>(c);
-    }
-  }
-};
-
-// Calls body(lanes) for the rows [begin, end). `grad`: where gradients go, if any.
-template <typename T, typename A, typename Body>
-SOFTREG_INLINE void for_each_lanes(const CrossEntropyRows<T, A>& args, const RowMatrix<T>& grad,
-                                   int64_t begin, int64_t end, Body body) {
-  for (int64_t row = begin; row < end;) {
-    int64_t rest = args.logits.rows_in_sample(row, end - row);
-    rest = grad.rows_in_sample(row, args.probabilities.rows_in_sample(row, rest));
-    Lanes<T> lanes{row, Tile<A>::kRows, {args.logits, row}, {args.probabilities, row}, {grad, row}};
-    row += rest;
-    for (; rest > 0; rest -= lanes.count) {
-      lanes.count = rest < lanes.count ? rest : lanes.count;
-      body(lanes);
-      lanes.row += lanes.count;
-      lanes.logits.data += lanes.count * lanes.logits.row_stride;
-      lanes.probabilities.data += lanes.count * lanes.probabilities.row_stride;
-      lanes.grad.data += lanes.count * lanes.grad.row_stride;
-    }
-  }
-}
-
-// Logits, transformed, and where `slopes` is given the slopes of that.
-template <typename T, typename A>
-SOFTREG_INLINE void load_logits(Tile<A>& tile, Tile<A>* slopes, const LogitTransform<A>& transform,
-                                const Lanes<T>& lanes, int64_t first, int64_t n) {
-  tile.load(lanes.logits, lanes.count, first, n);
-  if (transform.is_identity) {
-    return;
-  }
-  for (int64_t c = 0; c < n; ++c) {
-    const TransformedLogit<LaneVec<A>> y = transform_logit(transform, tile[c]);
-    tile.set(c, y.value);
-    if (slopes) {
-      slopes->set(c, y.slope);
-    }
-  }
-}
-
-// Calls body(first, n) for tiles of classes [first, first + n); kOne: they fit into one.
-template <bool kOne, typename Body>
-SOFTREG_INLINE void for_each_tile(int64_t classes, Body body) {
-  if (kOne) {
-    if (classes > 0) {
-      body(int64_t(0), classes);
-    }
-    return;
-  }
-  for (int64_t first = 0; first < classes; first += kTileClasses) {
-    body(first, classes - first < kTileClasses ? classes - first : kTileClasses);
-  }
-}
 
 }  // namespace
 }  // namespace softreg

@@ -101,10 +101,10 @@ class Kept {
   Mapping newest_first_[kMost];
 };
 
-// Of large ones two, for logits and a target may both want a gradient.
+// Of large ones three: logits and a target may both want a gradient, and each row has a state.
 struct AllKept {
   Kept<4> small;
-  Kept<2> large;
+  Kept<3> large;
 };
 
 AllKept& kept() {
