@@ -40,7 +40,7 @@ class KernelInputs {
       TORCH_CHECK(target_.unsafeGetTensorImpl()->storage_initialized(),
                   "cross_entropy: target has elements, but its data is not allocated");
       rows_.labels.data = target_.const_data_ptr();
-      rows_.labels.stride = target_.dim() > 0 ? target_.stride(target_.dim() - 1) : 0;
+      rows_.labels.stride = item_stride(target_);
       rows_.labels.bytes = target_.element_size();
     }
     rows_.weight = nullptr;
@@ -146,7 +146,7 @@ class GradientTensors {
                     state + rows,
                     args.has_probabilities() ? state + 2 * rows : nullptr,
                     grad_loss_.const_data_ptr<T>(),
-                    grad_loss_.dim() > 0 ? grad_loss_.stride(grad_loss_.dim() - 1) : 0,
+                    item_stride(grad_loss_),
                     is_mean ? grad.total_weight.const_data_ptr<double>() : nullptr,
                     A(0),
                     grad_lse_.defined() ? grad_lse_.const_data_ptr<A>() : nullptr,

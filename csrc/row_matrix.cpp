@@ -68,4 +68,11 @@ bool is_expanded_scalar(const at::Tensor& tensor) {
   return std::all_of(strides.begin(), strides.end(), [](int64_t stride) { return stride == 0; });
 }
 
+int64_t item_stride(const at::Tensor& of_rows) {
+  if (is_expanded_scalar(of_rows)) {
+    return 0;
+  }
+  return of_rows.dim() == 1 ? of_rows.stride(0) : 1;
+}
+
 }  // namespace softreg

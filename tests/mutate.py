@@ -94,8 +94,8 @@ MUTATIONS = [
     ),
     Mutation(
         "cpu/kernels_tile_walk.h",
-        "&& !place.probabilities.template holds<V>(place.count)",
-        "&& false",
+        "!place.probabilities.template are_vector<V>(place.count)",
+        "false",
     ),
     Mutation("cpu/kernels_lane_gradients.h", "args.grad_loss_stride == 1 && ", ""),
     Mutation("core/log.h", "0x1.5555a4p-2f", "0x1.5955a4p-2f"),

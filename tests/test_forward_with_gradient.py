@@ -59,6 +59,27 @@ def test_layouts(layout: Any) -> None:
     assert torch.equal(early, late) and early.stride() == late.stride()
 
 
+@pytest.mark.parametrize("positions", [64, 77], ids=["whole vectors", "a part at the end"])
+@pytest.mark.parametrize("softcap", [None, 30.0])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_images(
+    dtype: torch.dtype, smoothing: float, softcap: float | None, positions: int
+) -> None:
+    """Tiles follow one another: some where nothing counts, some in parts, across samples."""
+    logits, target, weight = make_case(3 * positions, 7, dtype)
+    logits = logits.view(3, positions, 7).movedim(2, 1).contiguous()
+    target = target.view(3, positions)
+    target[1, :40] = -100
+    target[2, ::5] = -100
+    options = (weight, 1, -100, smoothing, 0.0, 1.0, softcap)
+    for given in (target, target.short(), logits.flip(0).softmax(1)):
+        early, late = both_ways(logits, given, *options)
+        assert torch.equal(early, late)
+        early, late = both_ways(logits, given, None, *options[1:])
+        assert torch.equal(early, late)
+
+
 def test_gradient_in_another_layout_than_the_logits() -> None:
     """Probabilities of a wider dtype: what the kernels write has its rows side by side."""
     logits = make_case(30, 33, torch.float32)[0].view(3, 10, 3, 11)

@@ -98,6 +98,16 @@ def test_expanded_logits_and_grad_output() -> None:
     check_against_torch(logits, target, torch.randn(2, 5, 4).mT, reduction="none")
 
 
+@pytest.mark.parametrize("shape", [(7, 5, 1), (3, 5, 6, 1)], ids=str)
+def test_last_dimension_of_size_one(shape: tuple[int, ...]) -> None:
+    """Its stride means nothing, and is not the one from row to row."""
+    logits, target = make_images(shape, torch.float32)
+    upstream = torch.randn(target.shape, generator=random_source(1))
+    odd = [x.as_strided(x.shape, (*x.stride()[:-1], 7)) for x in (target, upstream)]
+    assert all(x.is_contiguous() for x in odd)
+    check_against_torch(logits, *odd, reduction="none")
+
+
 @pytest.mark.parametrize("shape", [(0, 3, 4), (2, 3, 0), (2, 3, 0, 4)], ids=str)
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 def test_no_rows(shape: tuple[int, ...], reduction: str) -> None:

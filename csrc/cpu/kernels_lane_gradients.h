@@ -7,14 +7,14 @@
 namespace softreg {
 namespace {
 
-// a_c of the class first + c for probabilities, w_c for labels where it has a meaning.
+// a_c of the class first + c for probabilities, w_c for labels.
 template <Target kTarget, typename T, typename A, typename V>
 SOFTREG_INLINE V coefficient(const CrossEntropyRows<T, A>& args, const Place<T>& place,
                              const Tiles<V>& tiles, int64_t c) {
   const int64_t number = place.first + c;
-  const V weight(args.all_classes_count() ? class_weight(args, number) : A(1));
+  const V weight(class_weight(args, number));
   if constexpr (kTarget == Target::kProbabilities) {
-    const V q = place.probabilities.template holds<V>(place.count)
+    const V q = place.probabilities.template are_vector<V>(place.count)
                     ? load_lane_vec<V>(place.probabilities.at(0, number))
                     : tiles.probabilities[c];
     return args.probabilities_are_coefficients()
@@ -32,7 +32,7 @@ class TileOutput {
   SOFTREG_INLINE void begin(const Place<T>& place, Tile<V>& tile) {
     place_ = place;
     tile_ = &tile;
-    is_direct_ = place.grad.template holds<V>(place.count);
+    is_direct_ = place.grad.template are_vector<V>(place.count);
     next_ = place.grad.at(0, place.first);
   }
 

@@ -107,7 +107,7 @@ template <typename A>
 using ManyLanes = Vec<A>;
 #endif
 
-// From part(k), the k-th Vec of it, or to to(k, part).
+// The V whose k-th Vec is part(k).
 template <typename V, typename Part>
 SOFTREG_INLINE V lanes_of(Part part) {
   if constexpr (std::is_same_v<V, PartOf<V>>) {
@@ -117,14 +117,15 @@ SOFTREG_INLINE V lanes_of(Part part) {
   }
 }
 
-template <typename V, typename To>
-SOFTREG_INLINE void for_each_part(const Pair<V>& x, To to) {
-  to(0, x.low);
-  to(1, x.high);
+// use(k, part) for each of its Vecs.
+template <typename V, typename Use>
+SOFTREG_INLINE void for_each_part(const Pair<V>& x, Use use) {
+  use(0, x.low);
+  use(1, x.high);
 }
-template <typename V, typename To>
-SOFTREG_INLINE void for_each_part(const V& x, To to) {
-  to(0, x);
+template <typename V, typename Use>
+SOFTREG_INLINE void for_each_part(const V& x, Use use) {
+  use(0, x);
 }
 
 // How many of the first `count` lanes are in part k, of `width` lanes.

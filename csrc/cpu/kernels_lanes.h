@@ -1,5 +1,5 @@
-// What is known of the rows in the lanes: their targets, the state of their logits, and sums over
-// them. Included by the kernels alone.
+// What is known of the rows in the lanes beside their logits: targets, and sums over them. Included
+// by the kernels alone.
 #pragma once
 
 #include "cpu/kernels_fold.h"

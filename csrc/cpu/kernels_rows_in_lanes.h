@@ -88,8 +88,10 @@ SOFTREG_INLINE void add_rows(const ForwardArgs<T, A>& args, const Place<T>& plac
   const int64_t row = place.row, count = place.count;
   const auto& state = rows.state;
   const V max = shift(state.exp.max), log_sum = vlog(state.exp.sum);
-  store_lane_vec(args.row_max + row, count, max);
-  store_lane_vec(args.sum + row, count, state.exp.sum);
+  // of rows that need not be read 0, whether or not others beside them were
+  const auto saved = [&](V x) { return args.lse ? x : targets.of_counting(x); };
+  store_lane_vec(args.row_max + row, count, saved(max));
+  store_lane_vec(args.sum + row, count, saved(state.exp.sum));
   if (args.lse) {
     store_lane_vec(args.lse + row, count, max + log_sum);
   }
@@ -185,14 +187,18 @@ template <typename T>
 double total_weight(const ForwardArgs<T, Accumulator<T>>& args, int64_t begin, int64_t end) {
   using A = Accumulator<T>;
   using V = ManyLanes<A>;
+  constexpr int64_t kSummed = 256;  // rows between whose weights nothing is lost
   LaneTargets<V> targets;
-  LaneSums<A> weights;
-  for (int64_t row = begin; row < end; row += V::size()) {
-    targets.read(args, row, end - row < V::size() ? end - row : V::size());
-    weights.add(targets.weight);
-  }
   CompensatedSum total;
-  weights.add_to(total);
+  for (int64_t first = begin; first < end; first += kSummed) {
+    const int64_t last = end - first < kSummed ? end : first + kSummed;
+    LaneSums<A> weights;
+    for (int64_t row = first; row < last; row += V::size()) {
+      targets.read(args, row, last - row < V::size() ? last - row : V::size());
+      weights.add(targets.weight);
+    }
+    weights.add_to(total);
+  }
   return total.total();
 }
 

@@ -58,9 +58,9 @@ struct Strip {
         class_stride(matrix.class_stride) {}
 
   SOFTREG_INLINE bool rows_adjacent() const { return row_stride == 1; }
-  // Whether `count` rows are vectors as they lie in memory.
+  // Whether `count` rows are a V as they lie in memory.
   template <typename V>
-  SOFTREG_INLINE bool holds(int64_t count) const {
+  SOFTREG_INLINE bool are_vector(int64_t count) const {
     return rows_adjacent() && count == V::size();
   }
   SOFTREG_INLINE T* at(int64_t row, int64_t c) const {

@@ -105,8 +105,9 @@ struct Tiles {
 template <typename V, Target kTarget, typename T, typename A>
 SOFTREG_INLINE bool is_read_in_place(const CrossEntropyRows<T, A>& args, const Place<T>& place) {
   return (kTarget == Target::kPlainLabels || args.transform.is_identity) &&
-         place.logits.template holds<V>(place.count) &&
-         (kTarget != Target::kProbabilities || place.probabilities.template holds<V>(place.count));
+         place.logits.template are_vector<V>(place.count) &&
+         (kTarget != Target::kProbabilities ||
+          place.probabilities.template are_vector<V>(place.count));
 }
 
 // Takes the logits of class after class from where they lie.
@@ -155,7 +156,8 @@ SOFTREG_INLINE void load_tiles(Tiles<V>& tiles, const CrossEntropyRows<T, A>& ar
     return;
   }
   load_logits(tiles.logits, with_slopes ? &tiles.slopes : nullptr, args.transform, place);
-  if (kTarget == Target::kProbabilities && !place.probabilities.template holds<V>(place.count)) {
+  if (kTarget == Target::kProbabilities &&
+      !place.probabilities.template are_vector<V>(place.count)) {
     tiles.probabilities.load(place.probabilities, place.count, place.first, place.classes);
   }
 }
