@@ -45,7 +45,12 @@ MUTATIONS = [
     ),
     Mutation("row_target.h", "return target.counts || args.grad_lse;", "return target.counts;"),
     Mutation("row_target.h", "target.counts || args.lse;", "target.counts;"),
-    Mutation("cpu/kernels_along_row.h", "weighted ? scale * weights(c, lanes)", "false ? scale"),
+    Mutation("cpu/kernels_row_gradients.h", "kMayBeWeighted && weighted", "false"),
+    Mutation("cpu/kernels_row_gradients.h", "beside_ && had_turns", "beside_"),
+    Mutation("cpu/kernels_along_row.h", "exps[row % 2].values", "exps[0].values"),
+    Mutation(
+        "cpu/kernels_along_row.h", "write_beside<kMayBeWeighted>(i)", "write_beside<false>(i)"
+    ),
     Mutation("core/row_state.h", "state.coefficient * change", "state.coefficient"),
     Mutation("cpu/kernels_memory.h", "return padded(x, lanes.count, A(0));", "return x;"),
     Mutation("cpu/kernels_vec.h", "{low + x.low, high + x.high}", "{low + x.low, high}"),
@@ -54,14 +59,14 @@ MUTATIONS = [
     ),
     Mutation("kernel_inputs.h", "args.label_smoothing / rows_.classes", "args.label_smoothing"),
     Mutation("cpu/kernels_row_state.h", "lanes.max > sums.max", "lanes.max < sums.max"),
-    Mutation("cpu/kernels_along_row.h", "target.label - columns.first", "target.label"),
+    Mutation("cpu/kernels_row_gradients.h", "target.label - first", "target.label"),
     Mutation(
         "cpu/kernels_row_state.h", "args.weight ? args.weight + first", "args.weight ? args.weight"
     ),
     Mutation(
         "cpu/kernels_along_row.h", "merge(state, states[i], args.all_classes_count())", "states[i]"
     ),
-    Mutation("cpu/kernels_along_row.h", "static_cast<A>(lane)), at_label", "A(0)), at_label"),
+    Mutation("cpu/kernels_row_gradients.h", "static_cast<A>(lane)), at_label", "A(0)), at_label"),
     Mutation("cpu/kernels_memory.h", "stored(0).store(to);", ""),
     Mutation("cpu/kernels_memory.h", "sizeof(T) % step", "sizeof(T) % width"),
     Mutation("cpu/kernels_lanes.h", "label[part] - LaneIndices<A>(first)", "label[part]"),
@@ -107,7 +112,6 @@ MUTATIONS = [
         "grad",
     ),
     Mutation("cpu/kernels.inc.h", "forward_args.logits.inner == grad.inner", "true"),
-    Mutation("cpu/kernels_row_state.h", "exp.store(exps + i);", "exp.store(exps);"),
     Mutation("cpu/cross_entropy.cpp", "is_mean && divisor != expected", "false"),
     Mutation("autograd/cross_entropy.cpp", "ctx->saved_data.erase(saved);", ""),
     Mutation("autograd/cross_entropy.cpp", " && !at::GradMode::is_enabled()", ""),

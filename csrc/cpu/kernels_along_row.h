@@ -1,8 +1,7 @@
 // Vectors along a row: for many classes, adjacent in memory. Included by the kernels alone.
 #pragma once
 
-#include "cpu/kernels_row_state.h"
-#include "cpu/kernels_target.h"
+#include "cpu/kernels_row_gradients.h"
 
 namespace softreg {
 namespace {
@@ -31,19 +30,6 @@ SOFTREG_INLINE RowTarget finish_row(const ForwardArgs<T, A>& args, int64_t row,
   return target;
 }
 
-// Calls then(row, target) after each row. `exps`: as for state_of_columns().
-template <typename T, typename A, typename Then>
-SOFTREG_INLINE ForwardTotals forward_walk_along_row(const ForwardArgs<T, A>& args, int64_t begin,
-                                                    int64_t end, A* exps, Then then) {
-  ForwardTotals totals;
-  Staged<A> staged;
-  for (int64_t row = begin; row < end; ++row) {
-    const auto state = [&] { return state_of_columns(args, row, all_columns(args), staged, exps); };
-    then(row, finish_row(args, row, totals, state));
-  }
-  return totals;
-}
-
 template <typename T>
 RowState<Accumulator<T>> state_of_columns(const ForwardArgs<T, Accumulator<T>>& args, int64_t row,
                                           Columns columns) {
@@ -53,7 +39,7 @@ RowState<Accumulator<T>> state_of_columns(const ForwardArgs<T, Accumulator<T>>& 
     return RowState<A>::empty();
   }
   Staged<A> staged;
-  return state_of_columns(args, row, columns, staged, static_cast<A*>(nullptr));
+  return state_of_columns(args, row, columns, staged);
 }
 
 template <typename T>
@@ -76,66 +62,13 @@ ForwardTotals forward_of_states(const ForwardArgs<T, Accumulator<T>>& args, int6
 
 template <typename T, typename A>
 ForwardTotals forward_along_row(const ForwardArgs<T, A>& args, int64_t begin, int64_t end) {
-  return forward_walk_along_row(args, begin, end, static_cast<A*>(nullptr), [](auto&&...) {});
-}
-
-// Whether a gradient is stored past the caches.
-template <typename T, typename A>
-SOFTREG_INLINE bool streams(const BackwardArgs<T, A>& args) {
-  return args.rows * args.classes * static_cast<int64_t>(sizeof(T)) >= kStreamedBytes;
-}
-
-// gradient_of(c, lanes, offset): of the logits from the c-th column on.
-template <typename T, typename A, typename GradientOf>
-SOFTREG_INLINE void store_gradient(const BackwardArgs<T, A>& args, int64_t row, RowTarget target,
-                                   const RowGradient<A>& gradient, Columns columns,
-                                   GradientOf gradient_of) {
-  const T* logits = args.logits.row(row) + columns.first;
-  const RowWeights<T, A> weights(args, row, columns.first);
-  const Vec<A> scale(gradient.weight_scale), at_label(gradient.target_offset);
-  const bool weighted = args.coefficients_vary();
-  const uint64_t label = static_cast<uint64_t>(target.label - columns.first);
-  T* grad = args.grad.row(row) + columns.first;
-  store_row<A>(grad, columns.count, streams(args), [&](int64_t c, auto lanes) {
-    fetch_ahead(logits + c);
-    Vec<A> offset = weighted ? scale * weights(c, lanes) : scale;
-    // Here, not afterwards: to change what was streamed is to wait for it to come back.
-    const uint64_t lane = label - static_cast<uint64_t>(c);
-    if (__builtin_expect(lane < static_cast<uint64_t>(Vec<A>::size()), false)) {
-      offset = where_equal(lane_numbers<A>(), Vec<A>(static_cast<A>(lane)), at_label, offset);
-    }
-    return gradient_of(c, lanes, offset);
-  });
-}
-
-// `exps`: exp(x - max), where the forward pass has left them.
-template <typename T, typename A>
-SOFTREG_INLINE void backward_row(const BackwardArgs<T, A>& args, int64_t row, RowTarget target,
-                                 Columns columns, const A* exps) {
-  if (!is_read(args, target)) {
-    __builtin_memset(static_cast<void*>(args.grad.row(row) + columns.first), 0,
-                     columns.count * sizeof(T));
-    return;
+  ForwardTotals totals;
+  Staged<A> staged;
+  for (int64_t row = begin; row < end; ++row) {
+    finish_row(args, row, totals,
+               [&] { return state_of_columns(args, row, all_columns(args), staged); });
   }
-  const T* logits = args.logits.row(row) + columns.first;
-  const RowGradient<A> gradient =
-      row_gradient(args, row, target, saved_row(args, row), upstream_gradient(args, row));
-  const Vec<A> max(args.row_max[row]), scale(gradient.softmax_scale), upstream(gradient.upstream);
-  if (exps) {
-    store_gradient(args, row, target, gradient, columns, [&](int64_t c, auto lanes, Vec<A> offset) {
-      return logit_gradient(load_lanes(lanes, exps + c, A(0)), scale, offset, upstream);
-    });
-  } else if (args.transform.is_identity) {
-    store_gradient(args, row, target, gradient, columns, [&](int64_t c, auto lanes, Vec<A> offset) {
-      const Vec<A> x = load_lanes(lanes, logits + c, A(0));
-      return logit_gradient(vexp(x - max), scale, offset, upstream);
-    });
-  } else {
-    store_gradient(args, row, target, gradient, columns, [&](int64_t c, auto lanes, Vec<A> offset) {
-      const auto y = transform_logit(args.transform, load_lanes(lanes, logits + c, A(0)));
-      return logit_gradient(vexp(y.value - max), scale, offset, upstream) * y.slope;
-    });
-  }
+  return totals;
 }
 
 template <typename T, typename A>
@@ -144,24 +77,52 @@ int64_t backward_along_row(const BackwardArgs<T, A>& args, int64_t begin, int64_
   int64_t bad_row = kNoBadRow;
   for (int64_t row = begin; row < end; ++row) {
     const RowTarget target(args, row, bad_row);
-    backward_row(args, row, target, columns, static_cast<const A*>(nullptr));
+    backward_row(args, row, target, columns);
   }
   end_of_streams();
   return bad_row;
 }
 
+// Keeps a row's exponentials, and writes the last row's gradients beside.
+template <typename T, typename A>
+struct KeptExps {
+  A* to;
+  const RowGradientWriter<T, A>& last;
+
+  template <bool kMayBeWeighted>
+  SOFTREG_INLINE void keep(int64_t i, All, Vec<A> exp) const {
+    exp.store(to + i);
+    last.template write_beside<kMayBeWeighted>(i);
+  }
+  template <bool kMayBeWeighted>
+  SOFTREG_INLINE void keep(int64_t i, First, Vec<A> exp) const {
+    exp.store(to + i);
+  }
+};
+
 // Both passes in one, for rows in one chunk whose logits are taken as they are: no exponential is
-// taken twice.
+// taken twice, and the gradients of a row are written beside the exponentials of the next one, so
+// that memory and arithmetic keep each other company.
 template <typename T, typename A>
 ForwardTotals forward_with_gradient_along_row(const ForwardArgs<T, A>& forward,
                                               const BackwardArgs<T, A>& backward, int64_t begin,
                                               int64_t end) {
-  Staged<A> exps;
-  const ForwardTotals totals =
-      forward_walk_along_row(forward, begin, end, exps.values, [&](int64_t row, RowTarget target) {
-        backward_row(backward, row, target, all_columns(backward),
-                     static_cast<const A*>(exps.values));
-      });
+  Staged<A> exps[2];
+  ForwardTotals totals;
+  RowGradientWriter<T, A> writer(backward);
+  for (int64_t row = begin; row < end; ++row) {
+    A* const these = exps[row % 2].values;
+    bool was_read = false;
+    const RowTarget target = finish_row(forward, row, totals, [&] {
+      was_read = true;
+      return state_of_chunk(forward.logits.row(row), forward.classes,
+                            RowWeights<T, A>(forward, row, 0), forward.all_classes_count(),
+                            KeptExps<T, A>{these, writer});
+    });
+    writer.write_rest(was_read);
+    writer.begin(row, target, these);
+  }
+  writer.write_rest(false);
   end_of_streams();
   return totals;
 }

@@ -23,15 +23,21 @@ SOFTREG_INLINE Columns all_columns(const CrossEntropyRows<T, A>& args) {
 // probabilities, w_c for labels. Numbered from the first of some columns.
 template <typename T, typename A>
 struct RowWeights {
-  const A* weight;         // null: all 1
-  const T* probabilities;  // null: labels
-  A on, per;
+  const A* weight = nullptr;         // null: all 1
+  const T* probabilities = nullptr;  // null: labels
+  A on = 0, per = 0;
 
-  RowWeights(const CrossEntropyRows<T, A>& args, int64_t row, int64_t first)
-      : weight(args.weight ? args.weight + first : nullptr),
-        probabilities(args.has_probabilities() ? args.probabilities.row(row) + first : nullptr),
-        on(args.on_target),
-        per(args.per_class) {}
+  RowWeights() = default;
+  SOFTREG_INLINE RowWeights(const CrossEntropyRows<T, A>& args, int64_t row, int64_t first) {
+    begin(args, row, first);
+  }
+
+  SOFTREG_INLINE void begin(const CrossEntropyRows<T, A>& args, int64_t row, int64_t first) {
+    weight = args.weight ? args.weight + first : nullptr;
+    probabilities = args.has_probabilities() ? args.probabilities.row(row) + first : nullptr;
+    on = args.on_target;
+    per = args.per_class;
+  }
 
   // Of the classes from c on; lanes past them are 0.
   template <typename Lanes>
@@ -75,21 +81,27 @@ SOFTREG_INLINE Vec<A> max_of(const T* x, int64_t n, Vec<A> init) {
   return fold_row<false, A>(x, n, init, step, Max());
 }
 
-// sum + exp(shifted), which is left at `exps`, if given, with those before: whole vectors of them.
-template <typename A>
-SOFTREG_INLINE Vec<A> add_exp_to(Vec<A> sum, Vec<A> shifted, A* exps, int64_t i) {
+// What is done with the exponentials of the classes from i on, whose lanes are `lanes`, in a row
+// whose classes may be weighted: here nothing.
+struct Forget {
+  template <bool kMayBeWeighted, typename Lanes, typename V>
+  SOFTREG_INLINE void keep(int64_t, Lanes, V) const {}
+};
+
+// sum + exp(shifted), which `exps` may keep.
+template <bool kMayBeWeighted, typename A, typename Lanes, typename Exps>
+SOFTREG_INLINE Vec<A> add_exp_to(Vec<A> sum, Vec<A> shifted, int64_t i, Lanes lanes,
+                                 const Exps& exps) {
   Vec<A> exp;
   sum = add_exp(sum, shifted, exp);
-  if (exps) {
-    exp.store(exps + i);
-  }
+  exps.template keep<kMayBeWeighted>(i, lanes, exp);
   return sum;
 }
 
-template <typename A, typename T>
-SOFTREG_INLINE Vec<A> sum_of_exp(const T* x, int64_t n, Vec<A> common, A* exps) {
-  const auto add = [=](Vec<A> sum, Vec<A> logits, int64_t i, auto) {
-    return add_exp_to(sum, logits - common, exps, i);
+template <typename A, typename T, typename Exps>
+SOFTREG_INLINE Vec<A> sum_of_exp(const T* x, int64_t n, Vec<A> common, const Exps& exps) {
+  const auto add = [&](Vec<A> sum, Vec<A> logits, int64_t i, auto lanes) {
+    return add_exp_to<false>(sum, logits - common, i, lanes, exps);
   };
   return fold_row<true, A>(x, n, Vec<A>(0), add, Sum());
 }
@@ -107,9 +119,9 @@ SOFTREG_INLINE RowState<A> fold_lanes(const LaneRowState<A>& lanes, A max) {
 }
 
 // Of a row in one chunk, with the sums of its weighted logits if `weighted`.
-template <typename T, typename A, typename X>
+template <typename T, typename A, typename X, typename Exps>
 SOFTREG_INLINE RowState<A> state_of_chunk(const X* x, int64_t n, const RowWeights<T, A>& weights,
-                                          bool weighted, A* exps) {
+                                          bool weighted, const Exps& exps) {
   const A max = fold_lanes(max_of(x, n, Vec<A>(-INFINITY)), Max());
   const Vec<A> common(shift(max));
   if (!weighted) {
@@ -117,7 +129,7 @@ SOFTREG_INLINE RowState<A> state_of_chunk(const X* x, int64_t n, const RowWeight
   }
   const auto add = [&](LaneRowState<A> state, Vec<A> logits, int64_t i, auto lanes) {
     const Vec<A> shifted = logits - common;
-    state.exp.sum = add_exp_to(state.exp.sum, shifted, exps, i);
+    state.exp.sum = add_exp_to<true>(state.exp.sum, shifted, i, lanes, exps);
     add_weighted(state, weights(i, lanes), in_lanes(lanes, shifted));
     return state;
   };
@@ -142,7 +154,7 @@ SOFTREG_INLINE void add_logits(LaneLogits<A>& lanes, const T* x, int64_t n) {
     lanes.max = max_of(x + first, count, lanes.max);
     const Vec<A> is_ahead = lanes.max > sums.max + Vec<A>(1);
     sums = relative_to(sums, Vec<A>::blendv(sums.max, lanes.max, is_ahead));
-    sums.sum = sums.sum + sum_of_exp(x + first, count, shift(sums.max), static_cast<A*>(nullptr));
+    sums.sum = sums.sum + sum_of_exp(x + first, count, shift(sums.max), Forget());
   }
 }
 
@@ -200,19 +212,18 @@ SOFTREG_INLINE LaneRowState<A> weighted_sums(const RowWeights<T, A>& weights, co
   return fold_row<false, A>(x, n, LaneRowState<A>::empty(), add, SumOfStates());
 }
 
-// Of the columns of a row. `exps`: where the exponentials are left, for one chunk whose logits are
-// taken as they are; else null.
+// Of the columns of a row.
 template <typename T, typename A>
 SOFTREG_INLINE RowState<A> state_of_columns(const CrossEntropyRows<T, A>& args, int64_t row,
-                                            Columns columns, Staged<A>& staged, A* exps) {
+                                            Columns columns, Staged<A>& staged) {
   const T* logits = args.logits.row(row) + columns.first;
   const RowWeights<T, A> weights(args, row, columns.first);
   const bool weighted = args.all_classes_count();
   if (columns.count <= kChunk) {
     return args.transform.is_identity
-               ? state_of_chunk(logits, columns.count, weights, weighted, exps)
+               ? state_of_chunk(logits, columns.count, weights, weighted, Forget())
                : state_of_chunk(staged.fill(args.transform, logits, columns.count), columns.count,
-                                weights, weighted, static_cast<A*>(nullptr));
+                                weights, weighted, Forget());
   }
   LaneLogits<A> lanes;
   // inlined by force: a call would keep the sums in memory
