@@ -59,6 +59,7 @@ MUTATIONS = [
     ),
     Mutation("kernel_inputs.h", "args.label_smoothing / rows_.classes", "args.label_smoothing"),
     Mutation("cpu/kernels_row_state.h", "lanes.max > sums.max", "lanes.max < sums.max"),
+    Mutation("cpu/kernels_row_state.h", "block.sum = sum_of_exp(", "sum_of_exp("),
     Mutation("cpu/kernels_row_gradients.h", "target.label - first", "target.label"),
     Mutation(
         "cpu/kernels_row_state.h", "args.weight ? args.weight + first", "args.weight ? args.weight"

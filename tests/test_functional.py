@@ -63,12 +63,31 @@ def test_row_counts(rows: int, smoothing: float) -> None:
     check_against_torch(logits, target, reduction="none", label_smoothing=smoothing)
 
 
-@pytest.mark.parametrize("step", [1e-9, 1e-7, 1e-6, 1e-5, 1e-4])
+@pytest.mark.parametrize("step", [1e-9, 1e-7, 1e-6, 1e-5, 1e-4, 1e-2, 1.0])
 @pytest.mark.parametrize("classes", [5003, 262144])
 def test_climbing_logits(classes: int, step: float) -> None:
     """A maximum that grows with each block of a row costs no digits of what was summed."""
     logits = (torch.arange(classes, dtype=torch.float64) * step).float()
     check_against_torch(logits[None], torch.tensor([classes - 1]))
+
+
+@pytest.mark.parametrize("low", [-3e38, -1e30, -100.0, -5.0])
+@pytest.mark.parametrize("leap", [255, 3000, 5002])
+def test_leaping_logits(low: float, leap: int) -> None:
+    """What a row begins with says nothing of the logits that follow."""
+    logits, _, _ = make_case(6, 5003, torch.float32)
+    logits[:, :leap] = low
+    check_against_torch(logits, torch.full((6,), 5002))
+
+
+@pytest.mark.parametrize("leap", [255, 3000, 5002])
+def test_classes_ruled_out(leap: int) -> None:
+    """Logits of -inf at a row's beginning leave what the others give alone."""
+    logits, _, _ = make_case(6, 5003, torch.float32)
+    target = torch.full((6,), 5002)
+    rest = F.cross_entropy(logits[:, leap:].double(), target - leap).float()
+    logits[:, :leap] = -math.inf
+    torch.testing.assert_close(softreg_ext.cross_entropy(logits, target), rest)
 
 
 @pytest.mark.parametrize("classes", [10, 100])

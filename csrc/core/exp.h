@@ -1,4 +1,4 @@
-// exp for arguments up to 1, all that a shifted softmax asks for, to about 1 ulp of float32.
+// exp for arguments up to 4, all that a shifted softmax asks for, to about 1 ulp of float32.
 // F is a vector of floats; found by overload: mul_add, vmax, power_of_two.
 #pragma once
 

@@ -136,25 +136,55 @@ SOFTREG_INLINE RowState<A> state_of_chunk(const X* x, int64_t n, const RowWeight
   return fold_lanes(fold_row<true, A>(x, n, LaneRowState<A>::empty(), add, SumOfStates()), max);
 }
 
-// Of a longer one, lane by lane. `sums` are relative to a maximum that stays behind until `max` is
-// more than 1 ahead: in a row that climbs by little, each change of it would round all there is.
+// How far ahead of what its sum is relative to the maximum of a lane may get: e^4 of it costs a
+// float nothing, and few rows ever go there. In one that climbs by little, each change would round
+// the sum.
+constexpr float kMostAhead = 4;
+
+// Of a longer row, lane by lane.
 template <typename A>
 struct LaneLogits {
+  static constexpr int64_t kBlock = 16 * Vec<A>::size();
+
   Vec<A> max{-static_cast<A>(INFINITY)};
   LogSumExp<Vec<A>> sums{max, Vec<A>(0)};
+
+  // From the first logits of a row: what its others are expected not to be far ahead of.
+  template <typename T>
+  SOFTREG_INLINE void begin(const T* x, int64_t n) {
+    max = sums.max = max_of(x, n < kBlock ? n : kBlock, max);
+  }
 };
 
-// Adds the logits x[0, n), by blocks so short that memory does not wait while their sums are taken.
+// The maximum of x[0, n) and `max`, and the sum of exp(x - common).
+template <typename A, typename T>
+SOFTREG_INLINE LogSumExp<Vec<A>> max_and_sum_of_exp(const T* x, int64_t n, Vec<A> max,
+                                                    Vec<A> common) {
+  using Folded = LogSumExp<Vec<A>>;
+  const auto add = [&](Folded folded, Vec<A> logits, int64_t, auto) {
+    Vec<A> exp;
+    return Folded{vmax(folded.max, logits), add_exp(folded.sum, logits - common, exp)};
+  };
+  const auto combine = [](Folded a, Folded b) { return Folded{vmax(a.max, b.max), a.sum + b.sum}; };
+  return fold_row<true, A>(x, n, Folded{max, Vec<A>(0)}, add, combine);
+}
+
+// Adds the logits x[0, n), by blocks. Each is summed in one walk as if none of it were far ahead,
+// and once more if some is: to know beforehand would take another walk over every block.
 template <typename A, typename T>
 SOFTREG_INLINE void add_logits(LaneLogits<A>& lanes, const T* x, int64_t n) {
-  constexpr int64_t kBlock = 16 * Vec<A>::size();
+  constexpr int64_t kBlock = LaneLogits<A>::kBlock;
   LogSumExp<Vec<A>>& sums = lanes.sums;
   for (int64_t first = 0; first < n; first += kBlock) {
     const int64_t count = n - first < kBlock ? n - first : kBlock;
-    lanes.max = max_of(x + first, count, lanes.max);
-    const Vec<A> is_ahead = lanes.max > sums.max + Vec<A>(1);
-    sums = relative_to(sums, Vec<A>::blendv(sums.max, lanes.max, is_ahead));
-    sums.sum = sums.sum + sum_of_exp(x + first, count, shift(sums.max), Forget());
+    LogSumExp<Vec<A>> block = max_and_sum_of_exp(x + first, count, lanes.max, shift(sums.max));
+    lanes.max = block.max;
+    const Vec<A> is_ahead = lanes.max > sums.max + Vec<A>(kMostAhead);
+    if (is_ahead.zero_mask() != (1 << Vec<A>::size()) - 1) {
+      sums = relative_to(sums, Vec<A>::blendv(sums.max, lanes.max, is_ahead));
+      block.sum = sum_of_exp(x + first, count, shift(sums.max), Forget());
+    }
+    sums.sum = sums.sum + block.sum;
   }
 }
 
@@ -227,8 +257,12 @@ SOFTREG_INLINE RowState<A> state_of_columns(const CrossEntropyRows<T, A>& args, 
   }
   LaneLogits<A> lanes;
   // inlined by force: a call would keep the sums in memory
-  const auto add = [&](auto x, int64_t, int64_t n)
-                       __attribute__((always_inline)) { add_logits(lanes, x, n); };
+  const auto add = [&](auto x, int64_t first, int64_t n) __attribute__((always_inline)) {
+    if (first == 0) {
+      lanes.begin(x, n);
+    }
+    add_logits(lanes, x, n);
+  };
   for_each_chunk<kChunk>(args.transform, logits, columns.count, staged, add);
   const LogSumExp<A> exp = fold_lanes(lanes);
   CompensatedSum coefficient, logit;
