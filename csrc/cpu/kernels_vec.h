@@ -292,13 +292,41 @@ SOFTREG_INLINE Vec<A> load_part(const T* x, int64_t count, A padding) {
   return padded(load_first(x, count), count, padding);
 }
 
+#if defined(CPU_CAPABILITY_AVX512)
+// Rounded to even where the upper half of an item ends. NaN is left as it is: arithmetic makes
+// quiet ones only, whose upper halves are NaN too.
+SOFTREG_INLINE __m512i rounded_to_upper_half(Vec<float> x) {
+  const __m512i bits = _mm512_castps_si512(x);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i almost_half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+  return _mm512_mask_add_epi32(bits, _mm512_cmp_ps_mask(x, x, _CMP_ORD_Q), bits, almost_half);
+}
+
+// The upper halves of 32 items, 16 of a first register and 16 of a second.
+alignas(64) constexpr uint16_t kUpperHalves[] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21,
+                                                 23, 25, 27, 29, 31, 33, 35, 37, 39, 41, 43,
+                                                 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+#endif
+
+// Two vectors of floats as one of a half type.
+template <typename T>
+SOFTREG_INLINE at::vec::Vectorized<T> to_half_type(Vec<float> a, Vec<float> b) {
+#if defined(CPU_CAPABILITY_AVX512)
+  if constexpr (std::is_same_v<T, c10::BFloat16>) {  // two thirds of at::vec's instructions
+    return _mm512_permutex2var_epi16(rounded_to_upper_half(a), _mm512_load_si512(kUpperHalves),
+                                     rounded_to_upper_half(b));
+  }
+#endif
+  return at::vec::convert_from_float<T>(a, b);
+}
+
 SOFTREG_INLINE void store_vec(float* to, Vec<float> x) { x.store(to); }
 SOFTREG_INLINE void store_vec(double* to, Vec<double> x) { x.store(to); }
 
 template <typename T>
 SOFTREG_INLINE void store_vec(T* to, Vec<float> x) {
   T narrow[2 * Vec<float>::size()];
-  at::vec::convert_from_float<T>(x, x).store(narrow);
+  to_half_type<T>(x, x).store(narrow);
   __builtin_memcpy(to, narrow, Vec<float>::size() * sizeof(T));
 }
 
@@ -315,7 +343,7 @@ SOFTREG_INLINE void store_part(double* to, int64_t count, Vec<double> x) {
 
 template <typename T>
 SOFTREG_INLINE void store_part(T* to, int64_t count, Vec<float> x) {
-  at::vec::convert_from_float<T>(x, x).store(to, static_cast<int>(count));
+  to_half_type<T>(x, x).store(to, static_cast<int>(count));
 }
 
 // Whether a square of T comes from memory, and gets there, with rows and columns changed.
@@ -383,7 +411,7 @@ SOFTREG_INLINE StorageVec<T> to_storage(Part part) {
   if constexpr (std::is_same_v<StorageVec<T>, decltype(part(0))>) {
     return part(0);
   } else {
-    return at::vec::convert_from_float<T>(part(0), part(1));
+    return to_half_type<T>(part(0), part(1));
   }
 }
 
