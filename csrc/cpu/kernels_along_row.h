@@ -89,14 +89,12 @@ struct KeptExps {
   A* to;
   const RowGradientWriter<T, A>& last;
 
-  template <bool kMayBeWeighted>
-  SOFTREG_INLINE void keep(int64_t i, All, Vec<A> exp) const {
+  template <bool kMayBeWeighted, typename Lanes>
+  SOFTREG_INLINE void keep(int64_t i, Lanes, Vec<A> exp) const {
     exp.store(to + i);
-    last.template write_beside<kMayBeWeighted>(i);
-  }
-  template <bool kMayBeWeighted>
-  SOFTREG_INLINE void keep(int64_t i, First, Vec<A> exp) const {
-    exp.store(to + i);
+    if constexpr (std::is_same_v<Lanes, All>) {
+      last.template write_beside<kMayBeWeighted>(i);
+    }
   }
 };
 
@@ -112,14 +110,12 @@ ForwardTotals forward_with_gradient_along_row(const ForwardArgs<T, A>& forward,
   RowGradientWriter<T, A> writer(backward);
   for (int64_t row = begin; row < end; ++row) {
     A* const these = exps[row % 2].values;
-    bool was_read = false;
     const RowTarget target = finish_row(forward, row, totals, [&] {
-      was_read = true;
       return state_of_chunk(forward.logits.row(row), forward.classes,
                             RowWeights<T, A>(forward, row, 0), forward.all_classes_count(),
                             KeptExps<T, A>{these, writer});
     });
-    writer.write_rest(was_read);
+    writer.write_rest(is_read(forward, target));
     writer.begin(row, target, these);
   }
   writer.write_rest(false);
