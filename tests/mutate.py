@@ -54,7 +54,7 @@ MUTATIONS = [
     Mutation("core/row_state.h", "state.coefficient * change", "state.coefficient"),
     Mutation("cpu/kernels_memory.h", "return padded(x, lanes.count, A(0));", "return x;"),
     Mutation("cpu/kernels_vec.h", "{low + x.low, high + x.high}", "{low + x.low, high}"),
-    Mutation("cpu/kernels_vec.h", "_mm512_set1_epi32(0x7fff)", "_mm512_set1_epi32(0x8000)"),
+    Mutation("cpu/kernels_vec_memory.h", "_mm512_set1_epi32(0x7fff)", "_mm512_set1_epi32(0x8000)"),
     Mutation(
         "cpu/kernels_lanes.h", "first_lanes_of<V>(args.classes > 0 ? 1 : 0", "first_lanes_of<V>(1"
     ),

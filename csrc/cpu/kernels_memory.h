@@ -1,7 +1,7 @@
 // How a row's values come from memory and get there. Included by the kernels alone.
 #pragma once
 
-#include "cpu/kernels_vec.h"
+#include "cpu/kernels_vec_memory.h"
 // after the vectors, whose overloads the formulas call
 #include "kernel_args.h"
 
