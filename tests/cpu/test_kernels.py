@@ -16,7 +16,7 @@ AVAILABLE = {"DEFAULT": 1, "AVX2": 2, "AVX512": 3}.get(torch.backends.cpu.get_cp
 # What runs on the kernels: values, gradients, bad labels.
 SUITES = ["test_functional.py", "test_k_dimensional.py", "test_large_gradients.py"]
 SUITES += ["test_probabilities.py", "test_forward_with_gradient.py", "test_sums.py"]
-SUITES += ["test_few_long_rows.py"]
+SUITES += ["test_few_long_rows.py", "cpu/test_rounding.py"]
 FORCED = "ATEN_CPU_CAPABILITY" in os.environ
 
 
