@@ -16,7 +16,7 @@ SUITES = ["test_beyond_the_original.py", "test_functional.py", "test_probabiliti
 SUITES += ["test_k_dimensional.py", "test_autograd.py", "test_properties.py"]
 SUITES += ["test_large_gradients.py", "cpu/test_large_results.py"]
 SUITES += ["test_early_gradient.py", "test_forward_with_gradient.py", "test_sums.py"]
-SUITES += ["test_few_long_rows.py"]
+SUITES += ["test_few_long_rows.py", "cpu/test_rounding.py"]
 
 
 class Mutation(NamedTuple):
@@ -103,6 +103,17 @@ MUTATIONS = [
         "cpu/kernels_tile_walk.h",
         "!place.probabilities.template are_vector<V>(place.count)",
         "false",
+    ),
+    Mutation("cpu/kernels_lane_gradients.h", "args.weight + place.first", "args.weight"),
+    Mutation(
+        "cpu/kernels_lane_gradients.h",
+        "in_place_(place.probabilities.template are_vector<V>(place.count))",
+        "in_place_(true)",
+    ),
+    Mutation(
+        "cpu/kernels_rows_in_lanes.h",
+        "args.transform.is_identity && args.probabilities_are_coefficients()",
+        "args.probabilities_are_coefficients()",
     ),
     Mutation("cpu/kernels_lane_gradients.h", "args.grad_loss_stride == 1 && ", ""),
     Mutation("core/log.h", "0x1.5555a4p-2f", "0x1.5955a4p-2f"),

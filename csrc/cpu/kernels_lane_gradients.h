@@ -7,22 +7,52 @@
 namespace softreg {
 namespace {
 
-// a_c of the class first + c for probabilities, w_c for labels.
-template <Target kTarget, typename T, typename A, typename V>
-SOFTREG_INLINE V coefficient(const CrossEntropyRows<T, A>& args, const Place<T>& place,
-                             const Tiles<V>& tiles, int64_t c) {
-  const int64_t number = place.first + c;
-  const V weight(class_weight(args, number));
-  if constexpr (kTarget == Target::kProbabilities) {
-    const V q = place.probabilities.template are_vector<V>(place.count)
-                    ? load_lane_vec<V>(place.probabilities.at(0, number))
-                    : tiles.probabilities[c];
-    return args.probabilities_are_coefficients()
-               ? q
-               : probability_coefficient(weight, q, V(args.on_target), V(args.per_class));
+// The coefficients of a tile's classes: a_c for probabilities, w_c for labels. What they are made
+// of is asked once a tile: for all the compiler knows, each store of a class may change `args`.
+template <Target kTarget, typename T, typename V>
+class Coefficients {
+  using A = typename V::value_type;
+
+ public:
+  SOFTREG_INLINE Coefficients() = default;
+  SOFTREG_INLINE Coefficients(const CrossEntropyRows<T, A>& args, const Place<T>& place,
+                              const Tiles<V>& tiles)
+      : weight_(args.weight ? args.weight + place.first : nullptr),
+        on_target_(args.on_target),
+        per_class_(args.per_class),
+        in_place_(place.probabilities.template are_vector<V>(place.count)),
+        from_(place.probabilities.at(0, place.first)),
+        class_stride_(place.probabilities.class_stride),
+        tile_(&tiles.probabilities) {}
+
+  // Of the tile's class c.
+  SOFTREG_INLINE V operator[](int64_t c) const {
+    if constexpr (!has_probabilities(kTarget)) {
+      return weight(c);
+    } else {
+      const V q = in_place_ ? load_lane_vec<V>(from_ + c * class_stride_) : (*tile_)[c];
+      return is_plain(kTarget)
+                 ? q
+                 : probability_coefficient(weight(c), q, V(on_target_), V(per_class_));
+    }
   }
-  return weight;
-}
+
+  SOFTREG_INLINE void fetch_ahead(int64_t c) const {
+    if (has_probabilities(kTarget)) {
+      fetch_rows_ahead<V>(from_ + c * class_stride_);
+    }
+  }
+
+ private:
+  SOFTREG_INLINE V weight(int64_t c) const { return V(weight_ ? weight_[c] : A(1)); }
+
+  const A* weight_;
+  A on_target_, per_class_;
+  bool in_place_;
+  const T* from_;
+  int64_t class_stride_;
+  const Tile<V>* tile_;
+};
 
 // Where a tile's gradients go, class by class: to memory at once where a vector of rows lies side
 // by side there, else by way of the tile.
@@ -108,7 +138,10 @@ class GradientWriter {
   using A = typename V::value_type;
 
  public:
-  SOFTREG_INLINE explicit GradientWriter(const BackwardArgs<T, A>& args) : args_(args) {}
+  SOFTREG_INLINE explicit GradientWriter(const BackwardArgs<T, A>& args)
+      : args_(args),
+        coefficients_vary_(args.coefficients_vary()),
+        is_transformed_(!args.transform.is_identity) {}
 
   SOFTREG_INLINE const BackwardArgs<T, A>& args() const { return args_; }
 
@@ -116,6 +149,7 @@ class GradientWriter {
                             const RowGradient<V>& rows, Tiles<V>& tiles) {
     output_.begin(place, tiles.logits);
     tiles_ = &tiles;
+    coefficients_ = {args_, place, tiles};
     tiles.gradients = {rows, targets.labels_from(place.first), targets.counting};
     all_flow_ = args_.grad_lse || targets.all_count();
     beside_ = kBeside && output_.is_direct() ? place.classes : 0;
@@ -124,7 +158,7 @@ class GradientWriter {
   // From the exponential that the tile holds. What else it takes comes from memory too: the
   // arithmetic beside has no register left.
   SOFTREG_INLINE void write_beside(int64_t c) {
-    if (kBeside && c < beside_) {
+    if (kBeside && C10_LIKELY(c < beside_)) {
       output_.set_directly(gradient(tiles_->gradients, c, tiles_->logits[c]));
     }
   }
@@ -153,20 +187,22 @@ class GradientWriter {
   SOFTREG_INLINE V gradient(const LaneGradients<V>& of_lanes, int64_t c, V exp) const {
     const RowGradient<V>& rows = of_lanes.rows;
     V offset = rows.weight_scale;
-    if (kTarget != Target::kPlainLabels && args_.coefficients_vary()) {
-      offset = offset * coefficient<kTarget>(args_, output_.place(), *tiles_, c);
+    if (has_probabilities(kTarget) || (!is_plain(kTarget) && coefficients_vary_)) {
+      offset = offset * coefficients_[c];
     }
-    if constexpr (kTarget != Target::kProbabilities) {
+    if constexpr (!has_probabilities(kTarget)) {
       offset = where_equal(of_lanes.label, class_number<V>(c), rows.target_offset, offset);
     }
     V grad = logit_gradient(exp, rows.softmax_scale, offset, rows.upstream);
-    if (kTarget != Target::kPlainLabels && !args_.transform.is_identity) {
+    if (!is_plain(kTarget) && is_transformed_) {
       grad = grad * tiles_->slopes[c];
     }
     return all_flow_ ? grad : of_counting(of_lanes.counting, grad);
   }
 
   const BackwardArgs<T, A>& args_;
+  bool coefficients_vary_, is_transformed_;
+  Coefficients<kTarget, T, V> coefficients_;
   TileOutput<T, V> output_;
   Tiles<V>* tiles_ = nullptr;
   int64_t beside_ = 0;

@@ -98,14 +98,20 @@ using PartOf = typename LanesOf<V>::Part;
 template <typename V>
 using WideOf = typename LanesOf<V>::WideV;
 
-// Of as many lanes as there are registers for.
 #if defined(CPU_CAPABILITY_AVX512)
-template <typename A>
-using ManyLanes = Pair<Vec<A>>;
+constexpr bool kPairsFit = true, kPairsFillLines = true;
+#elif defined(CPU_CAPABILITY_AVX2)
+constexpr bool kPairsFit = false, kPairsFillLines = true;
 #else
-template <typename A>
-using ManyLanes = Vec<A>;
+constexpr bool kPairsFit = false, kPairsFillLines = false;
 #endif
+// Of as many lanes as there are registers for.
+template <typename A>
+using ManyLanes = std::conditional_t<kPairsFit, Pair<Vec<A>>, Vec<A>>;
+// For kernels that write as much as they read: at least a line of the caches, or each line would
+// come and go twice.
+template <typename A>
+using LanesOfLine = std::conditional_t<kPairsFillLines, Pair<Vec<A>>, Vec<A>>;
 
 // The V whose k-th Vec is part(k).
 template <typename V, typename Part>

@@ -18,10 +18,18 @@ SOFTREG_INLINE auto for_target(const CrossEntropyRows<T, A>& args, Run run) {
     return args.logits.inner > 1 ? run(target, std::true_type()) : run(target, std::false_type());
   };
   if (args.has_probabilities()) {
-    return run_for(TargetIs<Target::kProbabilities>());
+    return args.transform.is_identity && args.probabilities_are_coefficients()
+               ? run_for(TargetIs<Target::kPlainProbabilities>())
+               : run_for(TargetIs<Target::kProbabilities>());
   }
   return args.is_plain() ? run_for(TargetIs<Target::kPlainLabels>())
                          : run_for(TargetIs<Target::kLabels>());
+}
+
+// Whether the classes besides the label have coefficients.
+template <Target kTarget, typename T, typename A>
+SOFTREG_INLINE bool has_coefficients(const CrossEntropyRows<T, A>& args) {
+  return has_probabilities(kTarget) || (!is_plain(kTarget) && args.all_classes_count());
 }
 
 // What the forward pass knows of a vector of rows. Of many tiles the weighted sums are wide:
@@ -48,7 +56,7 @@ SOFTREG_INLINE void add_tile(LaneForward<V>& rows, const CrossEntropyRows<T, A>&
     const V logit = tile[c];
     V exp;
     sum = add_exp(sum, logit - common, exp);
-    if constexpr (kTarget != Target::kProbabilities) {
+    if constexpr (!has_probabilities(kTarget)) {
       label_logit = where_equal(label, class_number<V>(c), logit, label_logit);
     }
     if (kKeepsExps) {
@@ -57,14 +65,13 @@ SOFTREG_INLINE void add_tile(LaneForward<V>& rows, const CrossEntropyRows<T, A>&
     beside(c);
     return sum;
   };
-  const bool weighted = kTarget != Target::kPlainLabels && args.all_classes_count();
+  const bool weighted = has_coefficients<kTarget>(args);
   RowState<V, V> some = RowState<V, V>::empty();
   if (weighted) {
+    const Coefficients<kTarget, T, V> coefficients(args, place, tiles);
     const auto add_with_coefficient = [&](RowState<V, V> state, int64_t c) {
-      if (kTarget == Target::kProbabilities) {
-        fetch_rows_ahead<V>(place.probabilities.at(0, place.first + c));
-      }
-      add_weighted(state, coefficient<kTarget>(args, place, tiles, c), tile[c] - common);
+      coefficients.fetch_ahead(c);
+      add_weighted(state, coefficients[c], tile[c] - common);
       state.exp.sum = add(state.exp.sum, c);
       return state;
     };
@@ -95,11 +102,11 @@ SOFTREG_INLINE void add_rows(const ForwardArgs<T, A>& args, const Place<T>& plac
   if (args.lse) {
     store_lane_vec(args.lse + row, count, max + log_sum);
   }
-  if (kTarget == Target::kProbabilities) {
+  if (has_probabilities(kTarget)) {
     store_lane_vec(args.coefficient_sum + row, count, narrowed(state.coefficient));
   }
   V weighted_nll(0);
-  if (kTarget != Target::kPlainLabels && args.all_classes_count()) {
+  if (has_coefficients<kTarget>(args)) {
     weighted_nll = narrowed(
         weighted_negative_log_likelihood(state.coefficient, WideOf<V>(log_sum), state.logit));
   }
@@ -204,7 +211,7 @@ double total_weight(const ForwardArgs<T, Accumulator<T>>& args, int64_t begin, i
 
 template <Target kTarget, bool kInPlace, typename T, typename A>
 SOFTREG_INLINE int64_t backward_walk(const BackwardArgs<T, A>& args, int64_t begin, int64_t end) {
-  using V = ManyLanes<A>;
+  using V = LanesOfLine<A>;
   Tiles<V> tiles;
   LaneTargets<V> targets;
   V max;
@@ -219,14 +226,13 @@ SOFTREG_INLINE int64_t backward_walk(const BackwardArgs<T, A>& args, int64_t beg
     }
     writer.begin(place, targets, gradients, tiles);
     const bool in_place = kInPlace && is_read_in_place<V, kTarget>(args, place);
+    const Coefficients<kTarget, T, V> coefficients(args, place, tiles);
     LogitsInPlace<T, V> logits_in_place(place);
     if (!in_place) {
       load_tiles<kTarget>(tiles, args, place, true);
     }
     writer.write_rest(0, [&](int64_t c) {
-      if (kTarget == Target::kProbabilities) {
-        fetch_rows_ahead<V>(place.probabilities.at(0, place.first + c));
-      }
+      coefficients.fetch_ahead(c);
       return vexp((in_place ? logits_in_place.next() : tiles.logits[c]) - max);
     });
   }
@@ -257,7 +263,7 @@ forward_with_gradient_in_lanes(const ForwardArgs<T, A>& forward, const BackwardA
 
 template <typename T, typename A>
 int64_t grad_target_rows_in_lanes(const BackwardArgs<T, A>& args, int64_t begin, int64_t end) {
-  using V = ManyLanes<A>;
+  using V = LanesOfLine<A>;
   Tile<V> tile;
   const V on(args.on_target);
   V upstream, max, log_sum;

@@ -8,9 +8,16 @@
 namespace softreg {
 namespace {
 
-// What the kernels are compiled for: labels whose loss is plain (CrossEntropyRows::is_plain()), any
-// labels, probabilities.
-enum class Target { kPlainLabels, kLabels, kProbabilities };
+// What the kernels are compiled for. Plain: logits as they are, and either no class that counts
+// besides the label or probabilities that are their own coefficients.
+enum class Target { kPlainLabels, kLabels, kPlainProbabilities, kProbabilities };
+
+constexpr bool is_plain(Target target) {
+  return target == Target::kPlainLabels || target == Target::kPlainProbabilities;
+}
+constexpr bool has_probabilities(Target target) {
+  return target == Target::kPlainProbabilities || target == Target::kProbabilities;
+}
 
 // The classes [first, first + classes) of the rows [row, row + count), as many as a tile has room
 // for or fewer.
@@ -104,10 +111,9 @@ struct Tiles {
 // Whether what is read at a place lies in memory as vectors do, and is taken as it is.
 template <typename V, Target kTarget, typename T, typename A>
 SOFTREG_INLINE bool is_read_in_place(const CrossEntropyRows<T, A>& args, const Place<T>& place) {
-  return (kTarget == Target::kPlainLabels || args.transform.is_identity) &&
+  return (is_plain(kTarget) || args.transform.is_identity) &&
          place.logits.template are_vector<V>(place.count) &&
-         (kTarget != Target::kProbabilities ||
-          place.probabilities.template are_vector<V>(place.count));
+         (!has_probabilities(kTarget) || place.probabilities.template are_vector<V>(place.count));
 }
 
 // Takes the logits of class after class from where they lie.
@@ -151,13 +157,12 @@ SOFTREG_INLINE void load_logits(Tile<V>& tile, Tile<V>* slopes, const LogitTrans
 template <Target kTarget, typename T, typename V, typename A>
 SOFTREG_INLINE void load_tiles(Tiles<V>& tiles, const CrossEntropyRows<T, A>& args,
                                const Place<T>& place, bool with_slopes) {
-  if constexpr (kTarget == Target::kPlainLabels) {
+  if constexpr (is_plain(kTarget)) {
     tiles.logits.load(place.logits, place.count, place.first, place.classes);
-    return;
+  } else {
+    load_logits(tiles.logits, with_slopes ? &tiles.slopes : nullptr, args.transform, place);
   }
-  load_logits(tiles.logits, with_slopes ? &tiles.slopes : nullptr, args.transform, place);
-  if (kTarget == Target::kProbabilities &&
-      !place.probabilities.template are_vector<V>(place.count)) {
+  if (has_probabilities(kTarget) && !place.probabilities.template are_vector<V>(place.count)) {
     tiles.probabilities.load(place.probabilities, place.count, place.first, place.classes);
   }
 }
@@ -187,7 +192,7 @@ class TileReader {
   }
 
   SOFTREG_INLINE void read(int64_t c) {
-    if (kBeside && c < beside_) {
+    if (kBeside && C10_LIKELY(c < beside_)) {
       const V logits = in_place_.next();
       to_->logits.set(c, logits);
       max = vmax(max, logits);
