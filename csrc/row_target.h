@@ -32,15 +32,15 @@ struct RowTarget {
   }
 };
 
-template <typename T, typename A>
-SOFTREG_INLINE A class_weight(const CrossEntropyRows<T, A>& args, int64_t c) {
-  return args.weight ? args.weight[c] : A(1);
+template <typename A>
+SOFTREG_INLINE A class_weight(const A* weight, int64_t c) {
+  return weight ? weight[c] : A(1);
 }
 
 // What a row that counts adds to total_weight.
 template <typename T, typename A>
 SOFTREG_INLINE A row_weight(const CrossEntropyRows<T, A>& args, RowTarget target) {
-  return args.has_probabilities() ? A(1) : class_weight(args, target.label);
+  return args.has_probabilities() ? A(1) : class_weight(args.weight, target.label);
 }
 
 // F: of one row, or of the rows in the lanes. `label_weight` is that of the label's class.

@@ -104,10 +104,10 @@ MUTATIONS = [
         "!place.probabilities.template are_vector<V>(place.count)",
         "false",
     ),
-    Mutation("cpu/kernels_lane_gradients.h", "args.weight + place.first", "args.weight"),
+    Mutation("cpu/kernels_lane_gradients.h", "weight_, first_ + c", "weight_, c"),
     Mutation(
         "cpu/kernels_lane_gradients.h",
-        "in_place_(place.probabilities.template are_vector<V>(place.count))",
+        "in_place_(probabilities_.template are_vector<V>(place.count))",
         "in_place_(true)",
     ),
     Mutation(

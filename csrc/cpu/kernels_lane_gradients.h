@@ -17,12 +17,12 @@ class Coefficients {
   SOFTREG_INLINE Coefficients() = default;
   SOFTREG_INLINE Coefficients(const CrossEntropyRows<T, A>& args, const Place<T>& place,
                               const Tiles<V>& tiles)
-      : weight_(args.weight ? args.weight + place.first : nullptr),
+      : weight_(args.weight),
         on_target_(args.on_target),
         per_class_(args.per_class),
-        in_place_(place.probabilities.template are_vector<V>(place.count)),
-        from_(place.probabilities.at(0, place.first)),
-        class_stride_(place.probabilities.class_stride),
+        first_(place.first),
+        probabilities_(place.probabilities),
+        in_place_(probabilities_.template are_vector<V>(place.count)),
         tile_(&tiles.probabilities) {}
 
   // Of the tile's class c.
@@ -30,7 +30,7 @@ class Coefficients {
     if constexpr (!has_probabilities(kTarget)) {
       return weight(c);
     } else {
-      const V q = in_place_ ? load_lane_vec<V>(from_ + c * class_stride_) : (*tile_)[c];
+      const V q = in_place_ ? load_lane_vec<V>(probabilities_.at(0, first_ + c)) : (*tile_)[c];
       return is_plain(kTarget)
                  ? q
                  : probability_coefficient(weight(c), q, V(on_target_), V(per_class_));
@@ -39,18 +39,18 @@ class Coefficients {
 
   SOFTREG_INLINE void fetch_ahead(int64_t c) const {
     if (has_probabilities(kTarget)) {
-      fetch_rows_ahead<V>(from_ + c * class_stride_);
+      fetch_rows_ahead<V>(probabilities_.at(0, first_ + c));
     }
   }
 
  private:
-  SOFTREG_INLINE V weight(int64_t c) const { return V(weight_ ? weight_[c] : A(1)); }
+  SOFTREG_INLINE V weight(int64_t c) const { return V(class_weight(weight_, first_ + c)); }
 
   const A* weight_;
   A on_target_, per_class_;
+  int64_t first_;
+  Strip<const T> probabilities_;
   bool in_place_;
-  const T* from_;
-  int64_t class_stride_;
   const Tile<V>* tile_;
 };
 
@@ -144,6 +144,7 @@ class GradientWriter {
         is_transformed_(!args.transform.is_identity) {}
 
   SOFTREG_INLINE const BackwardArgs<T, A>& args() const { return args_; }
+  SOFTREG_INLINE const Coefficients<kTarget, T, V>& coefficients() const { return coefficients_; }
 
   SOFTREG_INLINE void begin(const Place<T>& place, const LaneTargets<V>& targets,
                             const RowGradient<V>& rows, Tiles<V>& tiles) {

@@ -226,13 +226,12 @@ SOFTREG_INLINE int64_t backward_walk(const BackwardArgs<T, A>& args, int64_t beg
     }
     writer.begin(place, targets, gradients, tiles);
     const bool in_place = kInPlace && is_read_in_place<V, kTarget>(args, place);
-    const Coefficients<kTarget, T, V> coefficients(args, place, tiles);
     LogitsInPlace<T, V> logits_in_place(place);
     if (!in_place) {
       load_tiles<kTarget>(tiles, args, place, true);
     }
     writer.write_rest(0, [&](int64_t c) {
-      coefficients.fetch_ahead(c);
+      writer.coefficients().fetch_ahead(c);
       return vexp((in_place ? logits_in_place.next() : tiles.logits[c]) - max);
     });
   }
@@ -279,7 +278,7 @@ int64_t grad_target_rows_in_lanes(const BackwardArgs<T, A>& args, int64_t begin,
     output.begin(place, tile);
     for (int64_t c = 0; c < place.classes; ++c) {
       fetch_rows_ahead<V>(place.logits.at(0, place.first + c));
-      const V weight(class_weight(args, place.first + c));
+      const V weight(class_weight(args.weight, place.first + c));
       const V nll = negative_log_likelihood(log_sum, tile[c] - max);
       output.set(c, probability_gradient(weight, on, nll, upstream));
     }
