@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 
+#include "linear_args.h"
 #include "row_matrix.h"
 
 namespace softreg {
@@ -41,6 +42,10 @@ ForwardOutputs empty_forward_outputs(const CrossEntropyArgs& args) {
 }
 
 at::Tensor empty_grad_logits(const CrossEntropyArgs& args) { return at::empty_like(args.logits); }
+
+at::Tensor placeholder_logits(const LinearCrossEntropyArgs& args) {
+  return at::empty({}, args.input.options()).expand_symint(args.logits_shape());
+}
 
 at::Tensor empty_grad_target(const CrossEntropyArgs& args) { return at::empty_like(args.target); }
 

@@ -89,6 +89,8 @@ using ForwardImplementation = ForwardOutputs(const CrossEntropyArgs&);
 using ForwardWithGradientImplementation = ForwardWithGradientOutputs(const CrossEntropyArgs&,
                                                                      double grad_loss);
 using BackwardImplementation = at::Tensor(const CrossEntropyArgs&, const CrossEntropyGradArgs&);
+// The backward pass with the gradient in the logits' place.
+using InPlaceImplementation = void(const CrossEntropyArgs&, const CrossEntropyGradArgs&);
 // Makes of grad_logits, the gradient for an upstream gradient whose elements are all `guess`, what
 // the backward pass is to return. All elements of grad_loss are one in memory. `report`, two
 // doubles on the host where the device can write to them: the first is set to that element if the

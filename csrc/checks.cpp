@@ -98,7 +98,48 @@ void check_tensor(const at::Tensor& tensor, const char* name, const CrossEntropy
               tensor.sym_sizes(), " on ", tensor.device());
 }
 
+void check_layer(const LinearCrossEntropyArgs& args) {
+  const at::Tensor &input = args.input, &weight = args.linear_weight;
+  TORCH_CHECK(input.dim() == 1 || input.dim() == 2,
+              "linear_cross_entropy: input must have shape (N, features) or (features), but got ",
+              input.sym_sizes());
+  TORCH_CHECK(weight.dim() >= 2,
+              "linear_cross_entropy: linear_weight must have shape (classes, ..., features), "
+              "but got ",
+              weight.sym_sizes());
+  TORCH_CHECK(input.sym_size(-1) == weight.sym_size(-1), "linear_cross_entropy: input has ",
+              input.sym_size(-1), " features, but linear_weight takes ", weight.sym_size(-1));
+  TORCH_CHECK(input.dim() == 2 || weight.dim() == 2,
+              "linear_cross_entropy: linear_weight of shape ", weight.sym_sizes(),
+              " takes input of shape (N, features), but got ", input.sym_sizes());
+  const auto check_like_input = [&](const at::Tensor& x, const char* name) {
+    TORCH_CHECK(x.scalar_type() == input.scalar_type(), "linear_cross_entropy: ", name,
+                " must have input's dtype ", input.scalar_type(), ", but got ", x.scalar_type());
+    TORCH_CHECK(x.device() == input.device(), "linear_cross_entropy: ", name, " is on ", x.device(),
+                ", but input is on ", input.device());
+  };
+  check_like_input(weight, "linear_weight");
+  if (args.has_bias()) {
+    check_like_input(*args.linear_bias, "linear_bias");
+    const auto shape = weight.sym_sizes().slice(0, weight.dim() - 1);
+    TORCH_CHECK(
+        args.linear_bias->dim() == weight.dim() - 1 && args.linear_bias->sym_sizes() == shape,
+        "linear_cross_entropy: linear_bias must have shape ", shape, ", but got ",
+        args.linear_bias->sym_sizes());
+  }
+}
+
 }  // namespace
+
+void check(const LinearCrossEntropyArgs& args) {
+  check_layer(args);
+  check(args.with_logits(placeholder_logits(args)));
+}
+
+void check(const LinearCrossEntropyArgs& args, const CrossEntropyGradArgs& grad) {
+  check_layer(args);
+  check(args.with_logits(placeholder_logits(args)), grad);
+}
 
 void check(const CrossEntropyArgs& args) {
   check_logits(args.logits);

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "args.h"
+#include "linear_args.h"
 
 namespace softreg {
 
@@ -12,6 +13,9 @@ void check(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad);
 void check_grad_target(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad);
 void check_correction(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad,
                       const at::Tensor& grad_logits, const at::Tensor& report);
+
+void check(const LinearCrossEntropyArgs& args);
+void check(const LinearCrossEntropyArgs& args, const CrossEntropyGradArgs& grad);
 
 // The IndexError for a label out of range.
 [[noreturn]] void throw_bad_label(const CrossEntropyArgs& args, int64_t row, int64_t label);

@@ -8,6 +8,7 @@
 
 #include "cpu/kernels.h"
 #include "cpu/large_results.h"
+#include "linear_cross_entropy.h"
 #include "ops.h"
 
 namespace softreg {
@@ -60,6 +61,7 @@ PYBIND11_MODULE(_C, m) {
         pybind11::arg("softcap"), pybind11::arg("return_lse"));
   m.def("build_info", &build_info);
   m.def("release_memory", &release_memory);
+  m.def("set_chunk_bytes", &set_chunk_bytes);
 }
 
 }  // namespace softreg

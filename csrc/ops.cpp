@@ -14,8 +14,12 @@ using ForwardSchema = decltype(forward_entry<cross_entropy_forward>);
 using ForwardWithGradientSchema = std::remove_pointer_t<
     decltype(forward_with_gradient_entry<cross_entropy_forward_with_gradient>)>;
 using BackwardSchema = decltype(backward_entry<cross_entropy_backward>);
+using InPlaceSchema = decltype(backward_entry<cross_entropy_backward_in_place>);
 using CorrectionSchema =
     std::remove_pointer_t<decltype(correction_entry<cross_entropy_correction>)>;
+
+using LinearForwardSchema = decltype(linear_forward_entry<linear_cross_entropy_forward>);
+using LinearBackwardSchema = decltype(linear_backward_entry<linear_cross_entropy_backward>);
 
 template <typename Schema>
 c10::TypedOperatorHandle<Schema> find_op(const char* name) {
@@ -62,6 +66,12 @@ at::Tensor cross_entropy_backward(const CrossEntropyArgs& args, const CrossEntro
   return call_backward(op, args, grad);
 }
 
+void cross_entropy_backward_in_place(const CrossEntropyArgs& args,
+                                     const CrossEntropyGradArgs& grad) {
+  static const auto op = find_op<InPlaceSchema>("softreg_ext::cross_entropy_backward_");
+  call_backward(op, args, grad);
+}
+
 at::Tensor cross_entropy_grad_target(const CrossEntropyArgs& args,
                                      const CrossEntropyGradArgs& grad) {
   static const auto op = find_op<BackwardSchema>("softreg_ext::cross_entropy_grad_target");
@@ -73,6 +83,25 @@ void cross_entropy_correction(const CrossEntropyArgs& args, const CrossEntropyGr
                               const at::Tensor& report) {
   static const auto op = find_op<CorrectionSchema>("softreg_ext::cross_entropy_correction");
   call_backward(op, args, grad, grad_logits, guess, report);
+}
+
+ForwardOutputs linear_cross_entropy_forward(const LinearCrossEntropyArgs& args) {
+  static const auto op = find_op<LinearForwardSchema>("softreg_ext::linear_cross_entropy_forward");
+  auto [loss, lse, state, total_weight] =
+      op.call(args.input, args.linear_weight, args.linear_bias, args.target, args.weight,
+              static_cast<int64_t>(args.reduction), args.ignore_index, args.label_smoothing,
+              args.z_loss, args.logit_scale, args.optional_softcap(), args.return_lse);
+  return {std::move(loss), std::move(lse), std::move(state), std::move(total_weight)};
+}
+
+LayerGradients linear_cross_entropy_backward(const LinearCrossEntropyArgs& args,
+                                             const CrossEntropyGradArgs& grad, Wanted wanted) {
+  static const auto op =
+      find_op<LinearBackwardSchema>("softreg_ext::linear_cross_entropy_backward");
+  return op.call(grad.grad_loss, grad.grad_lse, args.input, args.linear_weight, args.linear_bias,
+                 args.target, grad.state, grad.total_weight, args.weight,
+                 static_cast<int64_t>(args.reduction), args.ignore_index, args.label_smoothing,
+                 args.z_loss, args.logit_scale, args.optional_softcap(), wanted);
 }
 
 TORCH_LIBRARY(softreg_ext, m) {
@@ -87,14 +116,24 @@ TORCH_LIBRARY(softreg_ext, m) {
   define("cross_entropy_forward(" + arguments + ") -> (" + results + ")");
   define("cross_entropy_forward_with_gradient(" + arguments + ", float grad_loss) -> (" + results +
          ", Tensor grad_input)");
-  const std::string backward_arguments =
-      "Tensor grad_loss, Tensor? grad_lse, Tensor input, Tensor target, Tensor state, "
-      "Tensor total_weight, " +
-      options;
+  const std::string upstream = "Tensor grad_loss, Tensor? grad_lse, ";
+  const std::string saved = " input, Tensor target, Tensor state, Tensor total_weight, " + options;
+  const std::string backward_arguments = upstream + "Tensor" + saved;
   define("cross_entropy_backward(" + backward_arguments + ") -> Tensor");
+  define("cross_entropy_backward_(" + upstream + "Tensor(a!)" + saved + ") -> ()");
   define("cross_entropy_grad_target(" + backward_arguments + ") -> Tensor");
   define("cross_entropy_correction(" + backward_arguments +
          ", Tensor(a!) grad_input, float guess, Tensor(b!) report) -> ()");
+
+  const std::string layer =
+      "Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor target, ";
+  const std::string linear_arguments = layer + options + ", bool return_lse";
+  define("linear_cross_entropy(" + linear_arguments + ") -> (" + results + ")");
+  define("linear_cross_entropy_forward(" + linear_arguments + ") -> (" + results + ")");
+  define("linear_cross_entropy_backward(" + upstream + layer +
+         "Tensor state, Tensor total_weight, " + options +
+         ", bool[3] wanted) -> (Tensor grad_input, Tensor grad_linear_weight, "
+         "Tensor grad_linear_bias)");
 }
 
 }  // namespace softreg

@@ -1,15 +1,14 @@
 """The loss as a function."""
 
-from typing import Literal, NoReturn, overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 from torch.nn import _reduction as _Reduction
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
+from . import arguments
 from ._extension import _C
-
-_REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 
 
 @overload
@@ -124,12 +123,7 @@ def cross_entropy(
         )
     if size_average is not None or reduce is not None:
         reduction = _Reduction.legacy_get_string(size_average, reduce)
-    try:
-        reduction_code = _REDUCTIONS[reduction]
-    except (KeyError, TypeError):
-        raise ValueError(
-            f"cross_entropy: reduction must be 'none', 'mean' or 'sum', but got {reduction!r}"
-        ) from None
+    reduction_code = arguments.reduction_code("cross_entropy", reduction)
     options = (ignore_index, label_smoothing, z_loss, logit_scale, softcap, return_lse)
     if torch.compiler.is_compiling():
         # A graph holds the dispatcher's op; the pybind11 entry is opaque to the tracer.
@@ -142,8 +136,10 @@ def cross_entropy(
             input, target, weight, reduction_code, *options
         )
     except TypeError:
-        _raise_type_error(
-            {"input": input, "target": target, "weight": weight},
+        arguments.check_types(
+            "cross_entropy",
+            {"input": input, "target": target},
+            {"weight": weight},
             ignore_index,
             {
                 "label_smoothing": label_smoothing,
@@ -154,28 +150,3 @@ def cross_entropy(
             return_lse,
         )
         raise
-
-
-def _raise_type_error(
-    tensors: dict[str, object], ignore_index: object, factors: dict[str, object], return_lse: object
-) -> None:
-    """Raise an error that names the argument; pybind11's own lists the C++ signature."""
-
-    def complain(name: str, expected: str, value: object) -> NoReturn:
-        raise TypeError(
-            f"cross_entropy: {name} must be {expected}, but got {value!r:.80} "
-            f"({type(value).__name__})"
-        ) from None
-
-    for name, value in tensors.items():
-        if not isinstance(value, Tensor) and not (name == "weight" and value is None):
-            complain(name, "a Tensor", value)
-    if not isinstance(ignore_index, int):
-        complain("ignore_index", "an int", ignore_index)
-    if not -(2**63) <= ignore_index < 2**63:
-        raise ValueError(f"cross_entropy: ignore_index {ignore_index} does not fit in 64 bits")
-    for name, value in factors.items():
-        if not isinstance(value, (int, float)) and not (name == "softcap" and value is None):
-            complain(name, "a float", value)
-    if not isinstance(return_lse, bool):
-        complain("return_lse", "a bool", return_lse)

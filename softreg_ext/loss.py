@@ -1,11 +1,14 @@
-"""The loss as a module."""
+"""The losses as modules."""
 
+import math
 from typing import ClassVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.loss import _WeightedLoss
 
 from .functional import cross_entropy
+from .linear import linear_cross_entropy
 
 
 class CrossEntropyLoss(_WeightedLoss):
@@ -58,3 +61,74 @@ class CrossEntropyLoss(_WeightedLoss):
             logit_scale=self.logit_scale,
             softcap=self.softcap,
         )
+
+
+class LinearCrossEntropyLoss(_WeightedLoss):
+    """A linear layer and the softmax cross-entropy of its output; see
+    :func:`softreg_ext.linear_cross_entropy`.
+
+    Takes what :class:`torch.nn.LinearCrossEntropyLoss` takes, by the same names, but for its
+    ``options``, and has its state: the layer is ``linear``, of ``C d1 ... dK`` outputs.
+
+    Args:
+        in_features: the size of an input.
+        num_classes: C.
+        out_features: (d1, ..., dK), for a loss of K dimensions.
+        bias: whether the layer has one.
+        device, dtype: of the layer.
+        reduction: "none", "mean" or "sum".
+        weight: one factor for each class, shape (C); default: all 1.
+        ignore_index: the label whose rows add nothing to the loss; None is -100.
+        label_smoothing: in [0, 1].
+        z_loss, logit_scale, softcap: see :func:`softreg_ext.cross_entropy`.
+    """
+
+    __constants__: ClassVar[list[str]] = ["ignore_index", "label_smoothing", "reduction"]
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        out_features: tuple[int, ...] = (),
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        reduction: str = "mean",
+        weight: Tensor | None = None,
+        ignore_index: int | None = -100,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        logit_scale: float = 1.0,
+        softcap: float | None = None,
+    ) -> None:
+        super().__init__(weight, reduction=reduction)
+        self.num_classes = num_classes
+        self.out_features = tuple(out_features)
+        self.ignore_index = ignore_index
+        self.label_smoothing = label_smoothing
+        self.z_loss = z_loss
+        self.logit_scale = logit_scale
+        self.softcap = softcap
+        outputs = math.prod(self.out_features, start=num_classes)
+        self.linear = nn.Linear(in_features, outputs, bias=bias, device=device, dtype=dtype)
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        shape = (self.num_classes, *self.out_features)
+        bias = self.linear.bias
+        return linear_cross_entropy(
+            input,
+            self.linear.weight.view(*shape, self.linear.in_features),
+            target,
+            linear_bias=None if bias is None else bias.view(shape),
+            weight=self.weight,
+            reduction=self.reduction,
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            z_loss=self.z_loss,
+            logit_scale=self.logit_scale,
+            softcap=self.softcap,
+        )
+
+    def extra_repr(self) -> str:
+        return f"num_classes={self.num_classes}, out_features={self.out_features}"

@@ -16,7 +16,8 @@ SUITES = ["test_beyond_the_original.py", "test_functional.py", "test_probabiliti
 SUITES += ["test_k_dimensional.py", "test_autograd.py", "test_properties.py"]
 SUITES += ["test_large_gradients.py", "cpu/test_large_results.py"]
 SUITES += ["test_early_gradient.py", "test_forward_with_gradient.py", "test_sums.py"]
-SUITES += ["test_few_long_rows.py", "cpu/test_rounding.py"]
+SUITES += ["test_few_long_rows.py", "test_in_place.py", "cpu/test_rounding.py"]
+SUITES += ["test_linear.py"]
 
 
 class Mutation(NamedTuple):
@@ -128,14 +129,14 @@ MUTATIONS = [
     Mutation("cpu/cross_entropy.cpp", "is_mean && divisor != expected", "false"),
     Mutation("autograd/cross_entropy.cpp", "ctx->saved_data.erase(saved);", ""),
     Mutation("autograd/cross_entropy.cpp", " && !at::GradMode::is_enabled()", ""),
-    Mutation("autograd/early_gradient.cpp", "*wrong != 0 && ", ""),
-    Mutation("autograd/early_gradient.cpp", "        upstream_ = *wrong;\n", ""),
-    Mutation("autograd/early_gradient.cpp", "distrust_ - 1", "distrust_ - 3"),
-    Mutation("autograd/early_gradient.cpp", "std::min(1 << distrust / 2, kLongestPause)", "1"),
+    Mutation("autograd/upstream_guess.cpp", "upstream != 0 && ", ""),
+    Mutation("autograd/upstream_guess.cpp", "    upstream_ = upstream;\n", ""),
+    Mutation("autograd/upstream_guess.cpp", "distrust_ - 1", "distrust_ - 3"),
+    Mutation("autograd/upstream_guess.cpp", "std::min(1 << distrust / 2, kLongestPause)", "1"),
     Mutation("cpu/cross_entropy.cpp", "if (!right)", "if (right)"),
-    Mutation("autograd/early_gradient.cpp", "gradient.expired() ||", ""),
-    Mutation("autograd/early_gradient.cpp", "gradient.expired() || ", "true || "),
-    Mutation("autograd/early_gradient.cpp", "gradient._unsafe_get_target() ==", "nullptr =="),
+    Mutation("autograd/upstream_guess.cpp", "gradient.expired() ||", ""),
+    Mutation("autograd/upstream_guess.cpp", "gradient.expired() || ", "true || "),
+    Mutation("autograd/upstream_guess.cpp", "gradient._unsafe_get_target() ==", "nullptr =="),
     Mutation("cpu/large_results.cpp", "return bytes >= wanted &&", "return"),
     Mutation("core/cross_entropy.h", "on_target * class_weight * nll", "on_target * nll"),
     Mutation(
@@ -145,6 +146,16 @@ MUTATIONS = [
     ),
     Mutation("autograd/composite.cpp", "1 - (y / args.softcap).square()", "1 - (y / args.softcap)"),
     Mutation("autograd/composite.cpp", "2 * args.z_loss *", "args.z_loss *"),
+    Mutation("cpu/kernels_row_gradients.h", "args.grad.data != args.logits.data &&", ""),
+    Mutation("linear_cross_entropy.cpp", "chunk.first * positions", "chunk.first"),
+    Mutation("linear_cross_entropy.cpp", ".masked_fill_(ignored, 0)", ""),
+    Mutation("linear_cross_entropy.cpp", "of_chunk.args.reduction = args.reduction;", ""),
+    Mutation("linear_cross_entropy.cpp", "has_row_losses ? chunk.of(grad.grad_loss) :", ""),
+    Mutation("linear_cross_entropy.cpp", "*grad.grad_lse", "*grad.grad_lse * 2"),
+    Mutation("linear_cross_entropy.cpp", "classes.of(of_weight_)", "of_weight_"),
+    Mutation("autograd/linear_cross_entropy.cpp", "return was_right ?", "return true ?"),
+    Mutation("autograd/linear_cross_entropy.cpp", "ctx->saved_data.erase(saved);", ""),
+    Mutation("autograd/linear_cross_entropy.cpp", "at::GradMode::is_enabled() || ", ""),
 ]
 
 

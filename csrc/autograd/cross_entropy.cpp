@@ -1,12 +1,12 @@
 // How the ops are differentiated: by the fused kernels, or where a transform asks for more than
 // first derivatives in reverse mode, by the composites.
-#include <ATen/FuncTorchTLS.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include "autograd/composite.h"
+#include "autograd/derivatives.h"
 #include "autograd/early_gradient.h"
 #include "ops.h"
 
@@ -15,43 +15,6 @@ namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-// A torch.func transform is running, or x carries a forward-mode tangent.
-bool needs_composite(const at::Tensor& x) {
-  if (x._fw_grad(/*level=*/0).defined()) {
-    return true;
-  }
-  const auto& functorch = at::functorch::functorchTLSAccessor();
-  if (!functorch) {
-    return false;
-  }
-  try {
-    functorch->checkSupportsCppAutogradFunction();
-    return false;
-  } catch (const c10::Error&) {  // functorch has no other way to say that a transform is running
-    return true;
-  }
-}
-
-bool needs_grad(const at::Tensor& x) { return at::GradMode::is_enabled() && x.requires_grad(); }
-
-void save(AutogradContext* ctx, const CrossEntropyOptions& options) {
-  ctx->saved_data["reduction"] = static_cast<int64_t>(options.reduction);
-  ctx->saved_data["ignore_index"] = options.ignore_index;
-  ctx->saved_data["label_smoothing"] = options.label_smoothing;
-  ctx->saved_data["z_loss"] = options.z_loss;
-  ctx->saved_data["logit_scale"] = options.logit_scale;
-  ctx->saved_data["softcap"] = options.softcap;
-}
-
-CrossEntropyOptions saved_options(AutogradContext* ctx) {
-  return {static_cast<Reduction>(ctx->saved_data["reduction"].toInt()),
-          ctx->saved_data["ignore_index"].toInt(),
-          ctx->saved_data["label_smoothing"].toDouble(),
-          ctx->saved_data["z_loss"].toDouble(),
-          ctx->saved_data["logit_scale"].toDouble(),
-          ctx->saved_data["softcap"].toDouble()};
-}
 
 void save_early_gradient(AutogradContext* ctx, const CrossEntropyArgs& args, at::Tensor grad_logits,
                          double upstream) {

@@ -296,6 +296,14 @@ at::Tensor cross_entropy_backward_cpu(const CrossEntropyArgs& args,
   return grad_logits;
 }
 
+void cross_entropy_backward_in_place_cpu(const CrossEntropyArgs& args,
+                                         const CrossEntropyGradArgs& grad) {
+  check(args, grad);
+  SOFTREG_DISPATCH_LOGITS(args.result_type(), "cross_entropy_backward_in_place_cpu", [&] {
+    gradient_typed<scalar_t>(args, grad, active_kernels().of<scalar_t>().backward, args.logits);
+  });
+}
+
 at::Tensor cross_entropy_grad_target_cpu(const CrossEntropyArgs& args,
                                          const CrossEntropyGradArgs& grad) {
   check_grad_target(args, grad);
@@ -327,6 +335,7 @@ TORCH_LIBRARY_IMPL(softreg_ext, CPU, m) {
   m.impl("cross_entropy_forward_with_gradient",
          forward_with_gradient_entry<cross_entropy_forward_with_gradient_cpu>);
   m.impl("cross_entropy_backward", &backward_entry<cross_entropy_backward_cpu>);
+  m.impl("cross_entropy_backward_", &backward_entry<cross_entropy_backward_in_place_cpu>);
   m.impl("cross_entropy_grad_target", &backward_entry<cross_entropy_grad_target_cpu>);
   m.impl("cross_entropy_correction", correction_entry<cross_entropy_correction_cpu>);
 }

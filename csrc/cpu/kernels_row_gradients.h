@@ -7,10 +7,12 @@
 namespace softreg {
 namespace {
 
-// Whether a gradient is stored past the caches.
+// Whether a gradient is stored past the caches: not in the logits' place, for then some of it is
+// written before all that it takes is read.
 template <typename T, typename A>
 SOFTREG_INLINE bool streams(const BackwardArgs<T, A>& args) {
-  return args.rows * args.classes * static_cast<int64_t>(sizeof(T)) >= kStreamedBytes;
+  return args.grad.data != args.logits.data &&
+         args.rows * args.classes * static_cast<int64_t>(sizeof(T)) >= kStreamedBytes;
 }
 
 // What the gradients of a row's columns are made of besides their exponentials.

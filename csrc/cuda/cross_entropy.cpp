@@ -120,6 +120,15 @@ at::Tensor cross_entropy_backward_cuda(const CrossEntropyArgs& args,
   return grad_logits;
 }
 
+void cross_entropy_backward_in_place_cuda(const CrossEntropyArgs& args,
+                                          const CrossEntropyGradArgs& grad) {
+  check(args, grad);
+  const c10::cuda::CUDAGuard guard(args.logits.device());
+  SOFTREG_DISPATCH_LOGITS(args.result_type(), "cross_entropy_backward_in_place_cuda", [&] {
+    run_gradient<scalar_t>(args, grad, args.logits, launch_backward<scalar_t>);
+  });
+}
+
 at::Tensor cross_entropy_grad_target_cuda(const CrossEntropyArgs& args,
                                           const CrossEntropyGradArgs& grad) {
   check_grad_target(args, grad);
@@ -158,6 +167,7 @@ TORCH_LIBRARY_IMPL(softreg_ext, CUDA, m) {
   m.impl("cross_entropy_forward_with_gradient",
          forward_with_gradient_entry<cross_entropy_forward_with_gradient_cuda>);
   m.impl("cross_entropy_backward", &backward_entry<cross_entropy_backward_cuda>);
+  m.impl("cross_entropy_backward_", &backward_entry<cross_entropy_backward_in_place_cuda>);
   m.impl("cross_entropy_grad_target", &backward_entry<cross_entropy_grad_target_cuda>);
   m.impl("cross_entropy_correction", correction_entry<cross_entropy_correction_cuda>);
 }

@@ -12,6 +12,7 @@ TORCH_LIBRARY_IMPL(softreg_ext, CPU, m) {
   m.impl("cross_entropy_forward_with_gradient",
          forward_with_gradient_entry<cross_entropy_forward_with_gradient_cuda>);
   m.impl("cross_entropy_backward", &backward_entry<cross_entropy_backward_cuda>);
+  m.impl("cross_entropy_backward_", &backward_entry<cross_entropy_backward_in_place_cuda>);
   m.impl("cross_entropy_grad_target", &backward_entry<cross_entropy_grad_target_cuda>);
   m.impl("cross_entropy_correction", correction_entry<cross_entropy_correction_cuda>);
 }

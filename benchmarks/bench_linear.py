@@ -1,0 +1,201 @@
+"""A linear layer and its loss in one, against PyTorch's, and the three matrix products alone.
+
+    python benchmarks/bench_linear.py [--quick] [--threads N] [--seconds S] [--out DIR]
+
+Writes linear.csv and a table in linear.md. All peers run in one process and take turns; loss and
+gradients of each are held against float64 before it is timed.
+"""
+
+import argparse
+import csv
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from measure import peak_bytes, summary, timings
+from surroundings import RESULTS, surroundings
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import softreg_ext
+
+MODES = ("forward", "forward + backward")
+PRODUCTS = "three products"
+OURS = "softreg_ext"
+
+
+class Size(NamedTuple):
+    rows: int
+    features: int
+    classes: int
+
+    def __str__(self) -> str:
+        return "x".join(map(str, self))
+
+
+SIZES = (Size(1024, 512, 32000), Size(1024, 768, 50257), Size(512, 768, 128256))
+QUICK_SIZES = (Size(512, 128, 32000),)
+
+
+class Layer(NamedTuple):
+    input: Tensor
+    weight: Tensor
+    target: Tensor
+
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def make_layer(size: Size) -> Layer:
+    generator = torch.Generator().manual_seed(0)
+    input = torch.randn(size.rows, size.features, generator=generator)
+    weight = torch.randn(size.classes, size.features, generator=generator) / size.features**0.5
+    return Layer(input, weight, torch.randint(size.classes, (size.rows,), generator=generator))
+
+
+def eager(input: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(F.linear(input, weight), target)
+
+
+def apart(input: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    return softreg_ext.cross_entropy(F.linear(input, weight), target)
+
+
+def peers() -> dict[str, Loss]:
+    torch._dynamo.reset()
+    found: dict[str, Loss] = {
+        OURS: softreg_ext.linear_cross_entropy,
+        "softreg_ext, two ops": apart,
+        "eager": eager,
+        "compiled": torch.compile(eager, dynamic=False),
+    }
+    if hasattr(F, "linear_cross_entropy"):
+        options = nn.LinearCrossEntropyOptions()
+        found["F.linear_cross_entropy"] = lambda input, weight, target: F.linear_cross_entropy(
+            input, weight, target, options=options
+        )
+    return found
+
+
+def call_of(loss: Loss, layer: Layer, mode: str) -> Callable[[], list[Tensor]]:
+    input, weight = (
+        x.detach().requires_grad_(mode != "forward") for x in (layer.input, layer.weight)
+    )
+
+    def call() -> list[Tensor]:
+        result = loss(input, weight, layer.target)
+        if mode == "forward":
+            return [result]
+        return [result.detach(), *torch.autograd.grad(result, (input, weight))]
+
+    return call
+
+
+def three_products(layer: Layer) -> Callable[[], None]:
+    """What any implementation computes, into memory that is in use."""
+    logits = torch.randn(len(layer.input), len(layer.weight))
+    of_input, of_weight = torch.zeros_like(layer.input), torch.zeros_like(layer.weight)
+
+    def call() -> None:
+        torch.mm(layer.input, layer.weight.t(), out=logits)
+        torch.mm(logits, layer.weight, out=of_input)
+        torch.mm(logits.t(), layer.input, out=of_weight)
+
+    return call
+
+
+def errors(found: list[Tensor], exact: list[Tensor]) -> list[float]:
+    """Largest ones, as parts of the largest exact value."""
+    return [
+        float((x.double() - right).abs().max() / right.abs().max())
+        for x, right in zip(found, exact, strict=True)
+    ]
+
+
+def measure(size: Size, threads: int, seconds: float) -> Iterator[dict[str, Any]]:
+    """One row for each mode and peer, and for the products.
+
+    Raises:
+        AssertionError: A peer's loss or a gradient is wrong: it is not timed then.
+    """
+    torch.set_num_threads(threads)
+    layer = make_layer(size)
+    wide = Layer(layer.input.double(), layer.weight.double(), layer.target)
+    exact = call_of(eager, wide, MODES[-1])()
+    losses, wrong = peers(), {}
+    for name, loss in losses.items():
+        wrong[name] = errors(call_of(loss, layer, MODES[-1])(), exact)
+        assert max(wrong[name]) <= 1e-5, f"{size}: {name} is wrong by {wrong[name]}"
+    del exact, wide
+    for mode in MODES:
+        calls: dict[str, Callable[[], Any]] = {
+            name: call_of(loss, layer, mode) for name, loss in losses.items()
+        }
+        peaks = {name: peak_bytes(call) for name, call in calls.items()}
+        if mode == MODES[-1]:
+            calls[PRODUCTS] = three_products(layer)
+        for name, times in timings(calls, threads, seconds).items():
+            yield {
+                "size": str(size),
+                "threads": threads,
+                "mode": mode,
+                "peer": name,
+                **summary(times),
+                "peak_bytes": peaks.get(name),
+                "largest_error": max(wrong.get(name, [0.0])),
+            }
+
+
+def report(rows: list[dict[str, Any]], where: dict[str, Any]) -> str:
+    """A table for each mode: times of ours, and how many times as long the others take."""
+    lines = ["# A linear layer and its loss in one", ""]
+    lines += [", ".join(f"{name} {value}" for name, value in where.items()) + ".", ""]
+    lines += [
+        "Medians of peers in turns. The peak is what the process grows by during a call, gradients",
+        "included. Error: the largest of loss and gradients, as a part of the largest exact value.",
+        "",
+        "| rows x features x classes | mode | peer | ms | times ours | peak MB | error |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    ours = {(row["size"], row["mode"]): row["median_s"] for row in rows if row["peer"] == OURS}
+    for row in rows:
+        peak = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.0f}"
+        times = row["median_s"] / ours[row["size"], row["mode"]]
+        error = "" if row["peer"] == PRODUCTS else f"{row['largest_error']:.0e}"
+        lines.append(
+            f"| {row['size']} | {row['mode']} | {row['peer']} | {row['median_s'] * 1e3:.0f} "
+            f"| {times:.2f} | {peak} | {error} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one small size")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--seconds", type=float, default=20.0, help="for a mode of a size")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder (default: %(default)s)")
+    given = parser.parse_args(arguments)
+    for name in ("threads", "seconds"):
+        if getattr(given, name) <= 0:
+            parser.error(f"--{name} must be positive, but got {getattr(given, name)}")
+    given.out.mkdir(parents=True, exist_ok=True)
+    where = surroundings()
+    rows: list[dict[str, Any]] = []
+    for size in tqdm(QUICK_SIZES if given.quick else SIZES, unit="size"):
+        rows += measure(size, given.threads, given.seconds)
+        table = [{**row, **where} for row in rows]
+        with (given.out / "linear.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, table[0])
+            writer.writeheader()
+            writer.writerows(table)
+        text = report(rows, {"threads": given.threads, **where})
+        (given.out / "linear.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

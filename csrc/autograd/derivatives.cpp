@@ -1,0 +1,59 @@
+#include "autograd/derivatives.h"
+
+#include <ATen/FuncTorchTLS.h>
+#include <ATen/SavedTensorHooks.h>
+#include <ATen/core/grad_mode.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
+
+namespace softreg {
+
+bool needs_composite(const at::Tensor& x) {
+  if (x._fw_grad(/*level=*/0).defined()) {
+    return true;
+  }
+  const auto& functorch = at::functorch::functorchTLSAccessor();
+  if (!functorch) {
+    return false;
+  }
+  try {
+    functorch->checkSupportsCppAutogradFunction();
+    return false;
+  } catch (const c10::Error&) {  // functorch has no other way to say that a transform is running
+    return true;
+  }
+}
+
+bool needs_grad(const at::Tensor& x) { return at::GradMode::is_enabled() && x.requires_grad(); }
+
+bool is_plain(const at::Tensor& x) {
+  using Key = c10::DispatchKey;
+  constexpr c10::DispatchKeySet cpu{Key::CPU, Key::AutogradCPU, Key::ADInplaceOrView,
+                                    Key::AutocastCPU};
+  constexpr c10::DispatchKeySet cuda{Key::CUDA, Key::AutogradCUDA, Key::ADInplaceOrView,
+                                     Key::AutocastCUDA};
+  return cpu.isSupersetOf(x.key_set()) || cuda.isSupersetOf(x.key_set());
+}
+
+bool has_modes() { return c10::impl::TorchDispatchModeTLS::any_modes_set(); }
+
+bool packs_what_is_saved() { return at::SavedTensorDefaultHooks::get_hooks().has_value(); }
+
+void save(torch::autograd::AutogradContext* ctx, const CrossEntropyOptions& options) {
+  ctx->saved_data["reduction"] = static_cast<int64_t>(options.reduction);
+  ctx->saved_data["ignore_index"] = options.ignore_index;
+  ctx->saved_data["label_smoothing"] = options.label_smoothing;
+  ctx->saved_data["z_loss"] = options.z_loss;
+  ctx->saved_data["logit_scale"] = options.logit_scale;
+  ctx->saved_data["softcap"] = options.softcap;
+}
+
+CrossEntropyOptions saved_options(torch::autograd::AutogradContext* ctx) {
+  return {static_cast<Reduction>(ctx->saved_data["reduction"].toInt()),
+          ctx->saved_data["ignore_index"].toInt(),
+          ctx->saved_data["label_smoothing"].toDouble(),
+          ctx->saved_data["z_loss"].toDouble(),
+          ctx->saved_data["logit_scale"].toDouble(),
+          ctx->saved_data["softcap"].toDouble()};
+}
+
+}  // namespace softreg

@@ -1,0 +1,25 @@
+// What the ops' autograd nodes have in common.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "args.h"
+
+namespace softreg {
+
+// A torch.func transform is running, or x carries a forward-mode tangent.
+bool needs_composite(const at::Tensor& x);
+
+bool needs_grad(const at::Tensor& x);
+
+// Memory on a CPU or a GPU and nothing else: no subclass, no fake.
+bool is_plain(const at::Tensor& x);
+bool has_modes();  // of Python, which see every op
+// Who packs what is saved, to offload it or to compute it anew, expects it to be little.
+bool packs_what_is_saved();
+
+void save(torch::autograd::AutogradContext* ctx, const CrossEntropyOptions& options);
+CrossEntropyOptions saved_options(torch::autograd::AutogradContext* ctx);
+
+}  // namespace softreg

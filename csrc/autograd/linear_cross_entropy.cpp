@@ -1,0 +1,239 @@
+// How linear_cross_entropy is differentiated, and when its logits are there all at a time: where
+// they are few, and where a transform asks for more than first derivatives in reverse mode.
+#include <ATen/autocast_mode.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/zeros.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <vector>
+
+#include "autograd/derivatives.h"
+#include "autograd/upstream_guess.h"
+#include "checks.h"
+#include "linear_cross_entropy.h"
+#include "ops.h"
+
+namespace softreg {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+at::Tensor logits_of(const LinearCrossEntropyArgs& args) {
+  const auto bias =
+      args.has_bias() ? std::make_optional(args.linear_bias->flatten()) : std::nullopt;
+  return at::linear(args.input, args.linear_weight.flatten(0, -2), bias)
+      .reshape_symint(args.logits_shape());
+}
+
+ForwardOutputs linear_cross_entropy_forward_composite(const LinearCrossEntropyArgs& args) {
+  check(args);
+  return cross_entropy_forward(args.with_logits(logits_of(args)));
+}
+
+LayerGradients linear_cross_entropy_backward_composite(const LinearCrossEntropyArgs& args,
+                                                       const CrossEntropyGradArgs& grad,
+                                                       Wanted wanted) {
+  check(args, grad);
+  const at::Tensor logits = logits_of(args);
+  const at::Tensor of_logits =
+      cross_entropy_backward(args.with_logits(logits), grad).flatten(/*start_dim=*/1);
+  const at::Tensor none = at::empty({0}, args.input.options());
+  return {
+      wanted[0] ? of_logits.matmul(args.linear_weight.flatten(0, -2)) : none,
+      wanted[1] ? of_logits.t().matmul(args.input).reshape_symint(args.linear_weight.sym_sizes())
+                : none,
+      wanted[2] ? of_logits.sum(at::IntArrayRef{0}).reshape_symint(args.linear_bias->sym_sizes())
+                : none};
+}
+
+template <typename Predicate>
+bool any_tensor(const LinearCrossEntropyArgs& args, const Predicate& predicate) {
+  return predicate(args.input) || predicate(args.linear_weight) ||
+         (args.has_bias() && predicate(*args.linear_bias)) || predicate(args.target) ||
+         (args.has_weight() && predicate(*args.weight));
+}
+
+bool needs_all_logits(const LinearCrossEntropyArgs& args) {
+  return any_tensor(args, needs_composite) || needs_grad(args.target) ||
+         (args.has_weight() && needs_grad(*args.weight));
+}
+
+bool gains_from_chunks(const LinearCrossEntropyArgs& args) {
+  if (args.input.dim() != 2 || needs_all_logits(args) ||
+      at::autocast::is_autocast_enabled(args.input.device().type())) {
+    return false;
+  }
+  c10::SymInt bytes(static_cast<int64_t>(args.input.element_size()));
+  for (const c10::SymInt& size : args.logits_shape()) {
+    bytes *= size;
+  }
+  const auto known = bytes.maybe_as_int();
+  return !known || *known > chunk_bytes(args.input);
+}
+
+// Never destroyed: threads may outlive the library's statics.
+UpstreamGuess& guess() {
+  static UpstreamGuess& on_cpu = *new UpstreamGuess(c10::kCPU);
+  return on_cpu;
+}
+
+// What the upstream gradient of a loss that is recorded now is expected to be, if the gradients are
+// to be computed with it: not where they would be sums over rows of unlike factors, nor where a
+// host does not see at once whether the guess was right, nor where these are not all there is to a
+// call.
+std::optional<double> expected_upstream(const LinearCrossEntropyArgs& args) {
+  const bool is_not_plain = any_tensor(args, [](const at::Tensor& x) { return !is_plain(x); });
+  const bool gains = args.input.is_cpu() && args.reduction != Reduction::kNone &&
+                     !args.return_lse && !is_not_plain && !has_modes() && !packs_what_is_saved();
+  return gains ? guess().upstream() : std::nullopt;
+}
+
+// Those that wait for the backward pass. Given away once: whoever gets them may add to them in
+// place. `upstream`: what they were computed for.
+void save_early(AutogradContext* ctx, const LayerGradients& gradients, double upstream) {
+  const auto& [of_input, of_weight, of_bias] = gradients;
+  guess().add_waiting(of_weight);
+  ctx->saved_data["early_gradients"] = std::vector<at::Tensor>{of_input, of_weight, of_bias};
+  ctx->saved_data["early_gradients_upstream"] = upstream;
+}
+
+std::optional<LayerGradients> take_early(AutogradContext* ctx, const at::Tensor& grad_loss) {
+  const auto saved = ctx->saved_data.find("early_gradients");
+  if (saved == ctx->saved_data.end()) {
+    return std::nullopt;
+  }
+  std::vector<at::Tensor> gradients = saved->second.toTensorVector();
+  ctx->saved_data.erase(saved);
+  guess().remove_waiting(gradients[1]);
+  if (at::GradMode::is_enabled() || needs_composite(grad_loss) || !is_plain(grad_loss)) {
+    return std::nullopt;
+  }
+  const auto upstream = grad_loss.item<double>();
+  const bool was_right = upstream == ctx->saved_data["early_gradients_upstream"].toDouble();
+  guess().came(upstream, was_right);
+  return was_right ? std::make_optional(LayerGradients{gradients[0], gradients[1], gradients[2]})
+                   : std::nullopt;
+}
+
+class LinearCrossEntropyFunction : public torch::autograd::Function<LinearCrossEntropyFunction> {
+ public:
+  static constexpr bool is_traceable = true;
+
+  // What else the op returns is handed out through `outputs`, as from cross_entropy's node.
+  static variable_list forward(AutogradContext* ctx, const at::Tensor& input,
+                               const at::Tensor& linear_weight,
+                               const std::optional<at::Tensor>& linear_bias,
+                               const LinearCrossEntropyArgs* args, ForwardOutputs* outputs) {
+    const at::AutoDispatchBelowADInplaceOrView below_autograd;
+    if (const auto upstream = expected_upstream(*args)) {
+      const Wanted wanted{input.requires_grad(), linear_weight.requires_grad(),
+                          args->has_bias() && linear_bias->requires_grad()};
+      auto with = linear_cross_entropy_forward_with_gradient(*args, *upstream, wanted);
+      save_early(ctx, with.gradients, *upstream);
+      *outputs = std::move(with);
+    } else {
+      *outputs = linear_cross_entropy_forward(*args);
+    }
+    ctx->save_for_backward({input, linear_weight, args->has_bias() ? *linear_bias : at::Tensor(),
+                            args->target, args->has_weight() ? *args->weight : at::Tensor(),
+                            outputs->state, outputs->total_weight});
+    save(ctx, *args);
+    if (!args->return_lse) {
+      return {outputs->loss};
+    }
+    ctx->set_materialize_grads(false);
+    return {outputs->loss, outputs->lse};
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
+    const variable_list saved = ctx->get_saved_variables();
+    const auto optional = [&](const at::Tensor& x) {
+      return x.defined() ? std::make_optional(x) : std::nullopt;
+    };
+    const auto linear_bias = optional(saved[2]), weight = optional(saved[4]);
+    const LinearCrossEntropyArgs args{saved_options(ctx), saved[0], saved[1],
+                                      linear_bias,        saved[3], weight};
+    if (!grad_outputs[0].defined()) {
+      const CrossEntropyArgs of_logits = args.with_logits(placeholder_logits(args));
+      grad_outputs[0] = at::zeros_symint(loss_shape(of_logits),
+                                         args.input.options().dtype(of_logits.result_type()));
+    }
+    const auto grad_lse =
+        grad_outputs.size() > 1 ? std::make_optional(grad_outputs[1]) : std::nullopt;
+    const Wanted wanted{ctx->needs_input_grad(0), ctx->needs_input_grad(1),
+                        args.has_bias() && ctx->needs_input_grad(2)};
+    auto gradients = take_early(ctx, grad_outputs[0]);
+    if (!gradients) {
+      gradients = linear_cross_entropy_backward(
+          args, {grad_outputs[0], grad_lse, saved[5], saved[6]}, wanted);
+    }
+    const auto [of_input, of_weight, of_bias] = *gradients;
+    return {wanted[0] ? of_input : at::Tensor(),
+            wanted[1] ? of_weight : at::Tensor(),
+            wanted[2] ? of_bias : at::Tensor(),
+            {},
+            {}};
+  }
+};
+
+ForwardOutputs linear_cross_entropy_forward_autograd(const LinearCrossEntropyArgs& args) {
+  if (needs_all_logits(args)) {
+    return linear_cross_entropy_forward_composite(args);
+  }
+  if (!any_tensor(args, needs_grad)) {
+    const at::AutoDispatchBelowADInplaceOrView below_autograd;
+    return linear_cross_entropy_forward(args);
+  }
+  ForwardOutputs outputs;
+  const variable_list differentiable = LinearCrossEntropyFunction::apply(
+      args.input, args.linear_weight, args.linear_bias, &args, &outputs);
+  return {differentiable[0], args.return_lse ? differentiable[1] : outputs.lse, outputs.state,
+          outputs.total_weight};
+}
+
+// Differentiable itself: with create_graph=True it runs with gradients recorded.
+LayerGradients linear_cross_entropy_backward_autograd(const LinearCrossEntropyArgs& args,
+                                                      const CrossEntropyGradArgs& grad,
+                                                      Wanted wanted) {
+  const auto is_differentiated = [](const at::Tensor& x) {
+    return x.defined() && (needs_grad(x) || needs_composite(x));
+  };
+  if (any_tensor(args, is_differentiated) || is_differentiated(grad.grad_loss) ||
+      (grad.has_grad_lse() && is_differentiated(*grad.grad_lse))) {
+    return linear_cross_entropy_backward_composite(args, grad, wanted);
+  }
+  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  return linear_cross_entropy_backward(args, grad, wanted);
+}
+
+ForwardOutputs linear_cross_entropy(const LinearCrossEntropyArgs& args) {
+  check(args);
+  return gains_from_chunks(args) ? linear_cross_entropy_forward(args)
+                                 : linear_cross_entropy_forward_composite(args);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(softreg_ext, CompositeImplicitAutograd, m) {
+  m.impl("linear_cross_entropy", &linear_forward_entry<linear_cross_entropy>);
+}
+
+TORCH_LIBRARY_IMPL(softreg_ext, Autograd, m) {
+  m.impl("linear_cross_entropy_forward",
+         &linear_forward_entry<linear_cross_entropy_forward_autograd>);
+  m.impl("linear_cross_entropy_backward",
+         &linear_backward_entry<linear_cross_entropy_backward_autograd>);
+}
+
+TORCH_LIBRARY_IMPL(softreg_ext, FuncTorchBatched, m) {
+  m.impl("linear_cross_entropy_forward",
+         &linear_forward_entry<linear_cross_entropy_forward_composite>);
+  m.impl("linear_cross_entropy_backward",
+         &linear_backward_entry<linear_cross_entropy_backward_composite>);
+}
+
+}  // namespace softreg

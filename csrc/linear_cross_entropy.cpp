@@ -1,0 +1,284 @@
+// The logits of some rows at a time: ATen's matrix products around the ops of cross_entropy.
+#include "linear_cross_entropy.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/scalar_tensor.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <atomic>
+#include <vector>
+
+#include "checks.h"
+#include "ops.h"
+
+namespace softreg {
+
+namespace {
+
+std::atomic<int64_t> chosen_chunk_bytes{0};
+
+}  // namespace
+
+int64_t chunk_bytes(const at::Tensor& input) {
+  const int64_t chosen = chosen_chunk_bytes;
+  return chosen > 0 ? chosen : int64_t(input.is_cpu() ? 48 : 256) << 20;
+}
+
+int64_t set_chunk_bytes(int64_t bytes) { return chosen_chunk_bytes.exchange(bytes); }
+
+namespace {
+
+constexpr int64_t parts_of(int64_t n, int64_t in_part) { return (n + in_part - 1) / in_part; }
+
+// Matrix products take rows by so many at a time, as a rule.
+constexpr int64_t kRows = 16;
+
+// How many rows of `columns` items are in a chunk: one at least, whatever its bytes.
+int64_t most_rows(int64_t bytes, int64_t columns, const at::Tensor& items) {
+  const int64_t row_bytes = std::max<int64_t>(1, columns * items.element_size());
+  const int64_t rows = std::max<int64_t>(1, bytes / row_bytes);
+  return rows < kRows ? rows : rows / kRows * kRows;
+}
+
+struct Chunk {  // of rows of the input
+  int64_t first;
+  int64_t count;
+
+  at::Tensor of(const at::Tensor& x) const { return x.narrow(0, first, count); }
+};
+
+class Layer {
+ public:
+  explicit Layer(const LinearCrossEntropyArgs& args)
+      : args_(args),
+        weight_(args.linear_weight.flatten(0, -2)),
+        bias_(args.has_bias() ? args.linear_bias->flatten() : at::Tensor()),
+        rows_(args.input.size(0)) {
+    const int64_t most = most_rows(chunk_bytes(args.input), outputs(), args.input);
+    const int64_t even = parts_of(rows_, std::max<int64_t>(1, parts_of(rows_, most)));
+    rows_in_chunk_ = std::min({most, parts_of(even, kRows) * kRows, rows_});
+    buffer_ = at::empty({rows_in_chunk_, outputs()}, args.input.options());
+  }
+
+  const at::Tensor& weight() const { return weight_; }
+  int64_t outputs() const { return weight_.size(0); }
+  bool is_one_chunk() const { return rows_in_chunk_ == rows_; }
+
+  template <typename Body>
+  void for_each_chunk(const Body& body) const {
+    for (int64_t first = 0; first < rows_; first += rows_in_chunk_) {
+      body(Chunk{first, std::min(rows_in_chunk_, rows_ - first)});
+    }
+  }
+
+  // (count, C, d1, ..., dK), where the last chunk's were.
+  at::Tensor logits(const Chunk& chunk) const {
+    at::Tensor result = buffer_.narrow(0, 0, chunk.count);
+    if (bias_.defined()) {
+      at::addmm_out(result, bias_, chunk.of(args_.input), weight_.t());
+    } else {
+      at::mm_out(result, chunk.of(args_.input), weight_.t());
+    }
+    std::vector<int64_t> shape = args_.linear_weight.sizes().vec();
+    shape.pop_back();
+    shape.insert(shape.begin(), chunk.count);
+    return result.view(shape);
+  }
+
+  // The rows of the loss, in the order of the state's columns.
+  at::Tensor state_of(const Chunk& chunk, const at::Tensor& state) const {
+    const int64_t positions = outputs() / std::max<int64_t>(1, args_.linear_weight.size(0));
+    return state.narrow(1, chunk.first * positions, chunk.count * positions);
+  }
+
+ private:
+  const LinearCrossEntropyArgs& args_;
+  at::Tensor weight_;  // (C d1 ... dK, features)
+  at::Tensor bias_;    // (C d1 ... dK), or undefined
+  int64_t rows_;
+  int64_t rows_in_chunk_;
+  at::Tensor buffer_;
+};
+
+// The layer's gradients: sums over the chunks, of half types in float32, to be rounded once.
+class GradientSums {
+ public:
+  GradientSums(const LinearCrossEntropyArgs& args, const Layer& layer, Wanted wanted)
+      : args_(args), layer_(layer), wanted_(wanted) {
+    const at::ScalarType type = args.input.scalar_type();
+    const auto sum_type = layer.is_one_chunk() ? type : accumulator_type(type);
+    const auto zeros = [&](bool is_wanted, at::IntArrayRef sizes, at::ScalarType dtype) {
+      return at::zeros(is_wanted ? sizes : at::IntArrayRef{0}, args.input.options().dtype(dtype));
+    };
+    of_input_ = zeros(wanted[0], args.input.sizes(), type);
+    of_weight_ = zeros(wanted[1], layer.weight().sizes(), sum_type);
+    of_bias_ = zeros(wanted[2], {layer.outputs()}, accumulator_type(type));
+  }
+
+  // The gradient of a chunk's logits takes their place.
+  void add(const Chunk& chunk, const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad) {
+    cross_entropy_backward_in_place(args, grad);
+    const at::Tensor grad_logits = args.logits.view({chunk.count, layer_.outputs()});
+    if (wanted_[0]) {
+      at::Tensor rows = chunk.of(of_input_);
+      at::mm_out(rows, grad_logits, layer_.weight());
+    }
+    if (wanted_[1]) {
+      add_to_weight(grad_logits, chunk.of(args_.input));
+    }
+    if (wanted_[2]) {
+      of_bias_.add_(grad_logits.sum(at::IntArrayRef{0}, /*keepdim=*/false, of_bias_.scalar_type()));
+    }
+  }
+
+  LayerGradients results() const {
+    const auto finished = [&](const at::Tensor& sum, at::IntArrayRef sizes) {
+      return sum.to(args_.input.scalar_type()).view(sizes);
+    };
+    return {of_input_, wanted_[1] ? finished(of_weight_, args_.linear_weight.sizes()) : of_weight_,
+            wanted_[2] ? finished(of_bias_, args_.linear_bias->sizes()) : of_bias_};
+  }
+
+ private:
+  void add_to_weight(const at::Tensor& grad_logits, const at::Tensor& input) {
+    if (of_weight_.scalar_type() == input.scalar_type()) {
+      of_weight_.addmm_(grad_logits.t(), input);
+      return;
+    }
+    // A product in a half type is a tensor of its own: of some classes at a time.
+    const int64_t most = most_rows(chunk_bytes(input) / 4, input.size(1), input);
+    for (int64_t first = 0; first < layer_.outputs(); first += most) {
+      const Chunk classes{first, std::min(most, layer_.outputs() - first)};
+      classes.of(of_weight_).add_(at::mm(classes.of(grad_logits.t()), input));
+    }
+  }
+
+  const LinearCrossEntropyArgs& args_;
+  const Layer& layer_;
+  Wanted wanted_;
+  at::Tensor of_input_, of_weight_, of_bias_;
+};
+
+// Labels are checked by the kernels, which call a row by its number in a chunk: on a CPU they are
+// looked through first.
+void check_labels_of_all_rows(const LinearCrossEntropyArgs& args) {
+  if (!args.target.is_cpu() || args.has_probabilities()) {
+    return;
+  }
+  const at::Tensor labels = args.target.flatten().to(at::kLong);
+  const at::Tensor bad = (labels.lt(0) | labels.ge(args.linear_weight.size(0)))
+                             .logical_and_(labels.ne(args.ignore_index));
+  if (bad.any().item<bool>()) {
+    const auto row = bad.nonzero()[0].item<int64_t>();
+    throw_bad_label(args.with_logits(placeholder_logits(args)), row, labels[row].item<int64_t>());
+  }
+}
+
+// What the mean divides by, known before there are logits.
+at::Tensor total_weight_of(const LinearCrossEntropyArgs& args, int64_t rows) {
+  if (args.has_probabilities()) {
+    return at::full({}, rows, args.input.options().dtype(at::kDouble));
+  }
+  const at::Tensor labels = args.target.flatten().to(at::kLong);
+  const at::Tensor ignored = labels.eq(args.ignore_index);
+  if (!args.has_weight()) {
+    return ignored.logical_not().sum(at::kDouble);
+  }
+  const at::Tensor names = labels.clamp(0, args.linear_weight.size(0) - 1);
+  return args.weight->to(at::kDouble).index_select(0, names).masked_fill_(ignored, 0).sum();
+}
+
+struct ChunkArgs {
+  at::Tensor logits, target;
+  CrossEntropyArgs args;
+
+  ChunkArgs(const LinearCrossEntropyArgs& all, const Layer& layer, const Chunk& chunk)
+      : logits(layer.logits(chunk)),
+        target(chunk.of(all.target)),
+        args{all, logits, target, all.weight, all.return_lse} {}
+};
+
+// The loss, and what the backward pass is to be given. `sums`, where there are any, take each
+// chunk's gradient for the upstream gradient grad_loss of the reduced loss.
+ForwardOutputs run_forward(const LinearCrossEntropyArgs& args, const Layer& layer,
+                           const at::Tensor& grad_loss, GradientSums* sums) {
+  const at::Tensor placeholder = placeholder_logits(args);
+  CrossEntropyArgs of_all_rows = args.with_logits(placeholder);
+  of_all_rows.reduction = Reduction::kNone;
+  ForwardOutputs all = empty_forward_outputs(of_all_rows);
+  all.total_weight = total_weight_of(args, all.state.size(1));
+  layer.for_each_chunk([&](const Chunk& chunk) {
+    ChunkArgs of_chunk(args, layer, chunk);
+    of_chunk.args.reduction = Reduction::kNone;
+    const ForwardOutputs rows = cross_entropy_forward(of_chunk.args);
+    chunk.of(all.loss).copy_(rows.loss);
+    layer.state_of(chunk, all.state).copy_(rows.state);
+    if (args.return_lse) {
+      chunk.of(all.lse).copy_(rows.lse);
+    }
+    if (sums) {
+      of_chunk.args.reduction = args.reduction;
+      const std::optional<at::Tensor> no_grad_lse;
+      sums->add(chunk, of_chunk.args, {grad_loss, no_grad_lse, rows.state, all.total_weight});
+    }
+  });
+  if (args.reduction != Reduction::kNone) {
+    const at::Tensor sum = all.loss.sum(at::kDouble);
+    const at::Tensor loss = args.reduction == Reduction::kMean ? sum / all.total_weight : sum;
+    all.loss = loss.to(all.loss.scalar_type());
+  }
+  return all;
+}
+
+ForwardOutputs linear_cross_entropy_forward_in_chunks(const LinearCrossEntropyArgs& args) {
+  check(args);
+  check_labels_of_all_rows(args);
+  return run_forward(args, Layer(args), at::Tensor(), nullptr);
+}
+
+LayerGradients linear_cross_entropy_backward_in_chunks(const LinearCrossEntropyArgs& args,
+                                                       const CrossEntropyGradArgs& grad,
+                                                       Wanted wanted) {
+  check(args, grad);
+  const Layer layer(args);
+  GradientSums sums(args, layer, wanted);
+  layer.for_each_chunk([&](const Chunk& chunk) {
+    const ChunkArgs of_chunk(args, layer, chunk);
+    const bool has_row_losses = args.reduction == Reduction::kNone;
+    const at::Tensor grad_loss = has_row_losses ? chunk.of(grad.grad_loss) : grad.grad_loss;
+    const auto grad_lse =
+        grad.has_grad_lse() ? std::make_optional(chunk.of(*grad.grad_lse)) : std::nullopt;
+    const at::Tensor state = layer.state_of(chunk, grad.state).contiguous();
+    sums.add(chunk, of_chunk.args, {grad_loss, grad_lse, state, grad.total_weight});
+  });
+  return sums.results();
+}
+
+}  // namespace
+
+LinearForwardWithGradientOutputs linear_cross_entropy_forward_with_gradient(
+    const LinearCrossEntropyArgs& args, double grad_loss, Wanted wanted) {
+  check(args);
+  check_labels_of_all_rows(args);
+  const Layer layer(args);
+  GradientSums sums(args, layer, wanted);
+  const at::ScalarType type = args.with_logits(args.input).result_type();
+  const at::Tensor upstream = at::scalar_tensor(grad_loss, args.input.options().dtype(type));
+  ForwardOutputs out = run_forward(args, layer, upstream, &sums);
+  return {std::move(out), sums.results()};
+}
+
+TORCH_LIBRARY_IMPL(softreg_ext, CompositeExplicitAutograd, m) {
+  m.impl("linear_cross_entropy_forward",
+         &linear_forward_entry<linear_cross_entropy_forward_in_chunks>);
+  m.impl("linear_cross_entropy_backward",
+         &linear_backward_entry<linear_cross_entropy_backward_in_chunks>);
+}
+
+}  // namespace softreg

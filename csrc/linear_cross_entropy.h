@@ -1,0 +1,22 @@
+// The loss of a linear layer's output on any device, without all of its logits at a time.
+#pragma once
+
+#include "linear_args.h"
+
+namespace softreg {
+
+// Bytes of logits that are there at a time, and of their gradient, in the same place.
+int64_t chunk_bytes(const at::Tensor& input);
+// For tests, which would be slow with chunks of full size; 0: as before. Returns what was set.
+int64_t set_chunk_bytes(int64_t bytes);
+
+struct LinearForwardWithGradientOutputs : ForwardOutputs {
+  LayerGradients gradients;
+};
+
+// The reduced loss, and its gradients for the upstream gradient `grad_loss`, with the logits
+// computed once for both. Below autograd.
+LinearForwardWithGradientOutputs linear_cross_entropy_forward_with_gradient(
+    const LinearCrossEntropyArgs& args, double grad_loss, Wanted wanted);
+
+}  // namespace softreg

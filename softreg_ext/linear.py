@@ -1,0 +1,144 @@
+"""A linear layer and the loss of its output as a function."""
+
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from . import arguments
+
+
+@overload
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = ...,
+    weight: Tensor | None = ...,
+    reduction: str = ...,
+    ignore_index: int | None = ...,
+    label_smoothing: float = ...,
+    z_loss: float = ...,
+    logit_scale: float = ...,
+    softcap: float | None = ...,
+    return_lse: Literal[False] = ...,
+) -> Tensor: ...
+@overload
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = ...,
+    weight: Tensor | None = ...,
+    reduction: str = ...,
+    ignore_index: int | None = ...,
+    label_smoothing: float = ...,
+    z_loss: float = ...,
+    logit_scale: float = ...,
+    softcap: float | None = ...,
+    return_lse: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int | None = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""Softmax cross-entropy of a linear layer's output, without all of its logits at a time.
+
+    The same as ``cross_entropy(F.linear(input, linear_weight, linear_bias), target, ...)``, see
+    :func:`softreg_ext.cross_entropy`, and as :func:`torch.nn.functional.linear_cross_entropy`.
+    Where the logits would take more than 48 MB (256 MB on a GPU), they are computed that many at
+    a time and their gradient ``g`` in their place, so that beside ``input``, the layer and their
+    gradients no more memory is needed. On a CPU and for "mean" and "sum" the forward pass computes
+    the gradients ``g W`` and ``g^T x`` too while the logits are there, which are held until
+    ``backward()``; else, and when ``return_lse`` is asked for or under ``torch.compile``, the
+    backward pass computes the logits again. In the half types the gradients of
+    ``linear_weight`` and ``linear_bias`` are summed in float32.
+
+    All logits are there at a time under autocast, ``torch.func`` transforms and forward-mode AD,
+    for second derivatives, and where ``target`` requires grad.
+
+    Args:
+        input: shape (N, features) or (features); float32, float64, bfloat16 or float16.
+        linear_weight: shape (C, features), or (C, d1, ..., dK, features) for logits of shape
+            (N, C, d1, ..., dK); dtype of ``input``.
+        target: as for logits of that shape: labels in [0, C) or ``ignore_index``, shape (N),
+            (N, d1, ..., dK) or (); or class probabilities, shaped like the logits.
+        linear_bias: the shape of ``linear_weight`` without features; default: none.
+        weight: one factor for each class, shape (C).
+        reduction: "none", "mean" or "sum".
+        ignore_index: the label whose rows add nothing to the loss; None is -100.
+        label_smoothing: in [0, 1].
+        z_loss, logit_scale, softcap, return_lse: see :func:`softreg_ext.cross_entropy`.
+
+    Returns:
+        The loss in ``input``'s dtype: for "none" the shape of labels, else (). With ``return_lse``
+        the pair of it and ``lse``, in the shape of labels.
+
+    Raises:
+        IndexError: a label is out of range.
+        ValueError: batch sizes differ, or ``reduction`` is none of the three.
+        TypeError: an argument is no tensor, integer or number where it should be.
+        NotImplementedError: input of another dtype.
+        RuntimeError: any other wrong dtype, shape, device, or value of a number.
+    """
+    if has_torch_function_variadic(input, linear_weight, target, linear_bias, weight):
+        return handle_torch_function(
+            linear_cross_entropy,  # type: ignore[arg-type]
+            (input, linear_weight, target, linear_bias, weight),
+            input,
+            linear_weight,
+            target,
+            linear_bias=linear_bias,
+            weight=weight,
+            reduction=reduction,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+            logit_scale=logit_scale,
+            softcap=softcap,
+            return_lse=return_lse,
+        )
+    op = "linear_cross_entropy"
+    ignore_index = -100 if ignore_index is None else ignore_index
+    arguments.check_types(
+        op,
+        {"input": input, "linear_weight": linear_weight, "target": target},
+        {"linear_bias": linear_bias, "weight": weight},
+        ignore_index,
+        {
+            "label_smoothing": label_smoothing,
+            "z_loss": z_loss,
+            "logit_scale": logit_scale,
+            "softcap": softcap,
+        },
+        return_lse,
+    )
+    loss, lse, *_ = torch.ops.softreg_ext.linear_cross_entropy(
+        input,
+        linear_weight,
+        linear_bias,
+        target,
+        weight,
+        arguments.reduction_code(op, reduction),
+        ignore_index,
+        label_smoothing,
+        z_loss,
+        logit_scale,
+        softcap,
+        return_lse,
+    )
+    return (loss, lse) if return_lse else loss

@@ -1,0 +1,433 @@
+"""A linear layer and its loss in one: as the two apart, with some of the logits at a time."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import oracle
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import DTYPES, random_source
+from measure import peak_bytes
+from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
+from torch.autograd import gradcheck, gradgradcheck
+from torch.func import grad, jvp, vmap
+from torch.library import opcheck
+
+import softreg_ext
+from softreg_ext._extension import _C
+
+OPS = torch.ops.softreg_ext
+ROWS, FEATURES, CLASSES = 37, 6, 50
+CHUNK_BYTES = 3000  # fifteen rows in float32
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"reduction": "sum", "label_smoothing": 0.1},
+    {"reduction": "none", "ignore_index": 3},
+    {"z_loss": 0.01, "logit_scale": 0.7, "softcap": 5.0},
+]
+
+
+@pytest.fixture(autouse=True)
+def small_chunks() -> Iterator[None]:
+    before = _C.set_chunk_bytes(CHUNK_BYTES)
+    yield
+    _C.set_chunk_bytes(before)
+
+
+def make_inputs(
+    dtype: torch.dtype = torch.float64, dims: tuple[int, ...] = (), bias: bool = True
+) -> tuple[list[Tensor], Tensor]:
+    """Input, weight and bias; labels, some of which are ignored by default."""
+    source = random_source(0)
+    leaves = [
+        torch.randn(ROWS, FEATURES, generator=source),
+        torch.randn(CLASSES, *dims, FEATURES, generator=source),
+        torch.randn(CLASSES, *dims, generator=source),
+    ][: 3 if bias else 2]
+    target = torch.randint(CLASSES, (ROWS, *dims), generator=source)
+    target[4:9] = -100
+    return [leaf.to(dtype).requires_grad_() for leaf in leaves], target
+
+
+def fused(leaves: list[Tensor], target: Tensor, **options: Any) -> Any:
+    bias = leaves[2] if len(leaves) > 2 else None
+    return softreg_ext.linear_cross_entropy(
+        leaves[0], leaves[1], target, linear_bias=bias, **options
+    )
+
+
+def apart(
+    leaves: list[Tensor], target: Tensor, loss: Any = softreg_ext.cross_entropy, **options: Any
+) -> Any:
+    input, weight = leaves[:2]
+    bias = leaves[2].flatten() if len(leaves) > 2 else None
+    logits = F.linear(input, weight.flatten(0, -2), bias)
+    return loss(logits.reshape(*input.shape[:-1], *weight.shape[:-1]), target, **options)
+
+
+def results(
+    function: Callable[..., Tensor], leaves: list[Tensor], target: Tensor, **options: Any
+) -> list[Tensor]:
+    loss = function(leaves, target, **options)
+    upstream = torch.linspace(0.5, 2, max(1, loss.numel())).to(loss).reshape(loss.shape)
+    return [loss.detach(), *torch.autograd.grad(loss, leaves, upstream)]
+
+
+def check(
+    leaves: list[Tensor], target: Tensor, weight: Tensor | None = None, **options: Any
+) -> None:
+    """As accurate as the two ops apart, held against those in float64."""
+    exact_leaves = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    is_half = target.dtype in (torch.bfloat16, torch.float16)
+    of_class = {} if weight is None else {"weight": weight}
+    exact_of_class = {} if weight is None else {"weight": weight.double()}
+    exact = results(
+        apart, exact_leaves, target.double() if is_half else target, **exact_of_class, **options
+    )
+    ours = results(fused, leaves, target, **of_class, **options)
+    theirs = results(apart, leaves, target, **of_class, **options)
+    for mine, other, reference in zip(ours, theirs, exact, strict=True):
+        assert mine.shape == reference.shape
+        draw = oracle.Draw(mine, other, oracle.extended(reference))
+        # One rounding more than the oracle's rule: sums over chunks are rounded on their way, and
+        # what is held against them in float64 is no more exact.
+        error, of_theirs = draw.errors()
+        assert error <= of_theirs + 2, f"{error:.2f} roundings, apart {of_theirs:.2f}"
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_labels(dtype: torch.dtype, bias: bool, options: dict[str, Any]) -> None:
+    leaves, target = make_inputs(dtype, bias=bias)
+    target[target == -100] = options.get("ignore_index", -100)
+    weight = torch.linspace(0.5, 2, CLASSES).to(dtype)
+    check(leaves, target, **options)
+    check(leaves, target, weight, **options)
+
+
+@pytest.mark.parametrize("options", OPTIONS[:2], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_probabilities(dtype: torch.dtype, options: dict[str, Any]) -> None:
+    leaves, _ = make_inputs(dtype)
+    probabilities = torch.randn(ROWS, CLASSES, generator=random_source(1)).softmax(1)
+    check(leaves, probabilities.to(dtype), **options)
+    check(leaves, probabilities.to(dtype), torch.linspace(0.5, 2, CLASSES).to(dtype), **options)
+
+
+@pytest.mark.parametrize("options", OPTIONS[:3], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_k_dimensional(dtype: torch.dtype, options: dict[str, Any]) -> None:
+    leaves, target = make_inputs(dtype, dims=(2, 3))
+    target[target == -100] = options.get("ignore_index", -100)
+    check(leaves, target, **options)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_as_torch_where_it_has_it(reduction: str) -> None:
+    leaves, target = make_inputs()
+    torchs = results(apart, leaves, target, loss=F.cross_entropy, reduction=reduction)
+    torch.testing.assert_close(results(fused, leaves, target, reduction=reduction), torchs)
+    if hasattr(F, "linear_cross_entropy"):
+        one = F.linear_cross_entropy(
+            leaves[0], leaves[1], target, linear_bias=leaves[2], reduction=reduction
+        )
+        torch.testing.assert_close(fused(leaves, target, reduction=reduction), one)
+
+
+def test_lse() -> None:
+    leaves, target = make_inputs()
+    upstream = torch.linspace(-1, 1, ROWS, dtype=torch.float64)
+    for reduction in ("none", "mean"):
+        both = []
+        for function in (fused, apart):
+            loss, lse = function(leaves, target, reduction=reduction, return_lse=True)
+            total = loss.sum() + (lse * upstream).sum()
+            both.append([loss, lse, *torch.autograd.grad(total, leaves)])
+        torch.testing.assert_close(*both)
+    (alone,) = torch.autograd.grad(fused(leaves, target, return_lse=True)[1].sum(), leaves[0])
+    (expected,) = torch.autograd.grad(apart(leaves, target, return_lse=True)[1].sum(), leaves[0])
+    torch.testing.assert_close(alone, expected)
+
+
+def is_in_chunks(loss: Tensor) -> bool:
+    assert loss.grad_fn is not None
+    return "LinearCrossEntropy" in loss.grad_fn.name()
+
+
+def test_what_is_in_chunks() -> None:
+    leaves, target = make_inputs()
+    assert is_in_chunks(fused(leaves, target))
+    assert not is_in_chunks(fused([leaf[:3] for leaf in leaves[:1]] + leaves[1:], target[:3]))
+    _C.set_chunk_bytes(0)
+    assert not is_in_chunks(fused(leaves, target))
+    assert is_in_chunks(
+        softreg_ext.linear_cross_entropy(
+            torch.zeros(129, 1),
+            torch.zeros(100_000, 1, requires_grad=True),
+            torch.zeros(129).long(),
+        )
+    )
+
+
+@pytest.mark.parametrize("factors", [[1, 1, 1], [0.5, 0.5, 0.5, 1, 0.5], [3, 1, 4, 1, 5]], ids=str)
+def test_upstream_gradients_in_turns(factors: list[float]) -> None:
+    """Whatever gradient was expected, and computed in the forward pass."""
+    leaves, target = make_inputs(torch.float32)
+    expected = torch.autograd.grad(apart(leaves, target), leaves)
+    for factor in factors:
+        loss = fused(leaves, target)
+        for gradients in (
+            torch.autograd.grad(loss * factor, leaves, retain_graph=True),
+            torch.autograd.grad(loss * factor, leaves, retain_graph=True),
+        ):
+            torch.testing.assert_close(gradients, tuple(factor * x for x in expected))
+        (alone,) = torch.autograd.grad(loss, leaves[1])
+        torch.testing.assert_close(alone, expected[1])
+
+
+def test_same_bits_twice_and_nothing_written() -> None:
+    leaves, target = make_inputs(torch.bfloat16)
+    before = [leaf.detach().clone() for leaf in leaves]
+    first = results(fused, leaves, target)
+    for result, again in zip(first, results(fused, leaves, target), strict=True):
+        assert torch.equal(result, again)
+    assert all(torch.equal(leaf, old) for leaf, old in zip(leaves, before, strict=True))
+
+
+def test_only_what_is_wanted() -> None:
+    leaves, target = make_inputs()
+    expected = torch.autograd.grad(apart(leaves, target), leaves)
+    for i in range(3):
+        some = [leaf.detach().requires_grad_(i == k) for k, leaf in enumerate(leaves)]
+        (alone,) = torch.autograd.grad(fused(some, target), some[i])
+        torch.testing.assert_close(alone, expected[i])
+    with torch.no_grad():
+        loss = fused(leaves, target)
+    assert not loss.requires_grad
+    torch.testing.assert_close(loss, apart(leaves, target).detach())
+
+
+def test_an_input_changed_in_place_is_noticed() -> None:
+    leaves, target = make_inputs()
+    doubled = leaves[0] * 2
+    loss = fused([doubled, *leaves[1:]], target)
+    with torch.no_grad():
+        doubled.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_gradcheck(options: dict[str, Any]) -> None:
+    leaves, target = make_inputs()
+    target[target == -100] = options.get("ignore_index", -100)
+    _C.set_chunk_bytes(400)
+
+    def function(*args: Tensor) -> Tensor:
+        return fused(list(args), target[::6], **options)
+
+    some = [leaves[0].detach()[::6].requires_grad_(), *leaves[1:]]
+    assert is_in_chunks(function(*some))
+    assert gradcheck(function, some, fast_mode=True, check_batched_grad=True)
+    assert gradcheck(function, some, fast_mode=True, check_forward_ad=True)
+    assert gradgradcheck(function, some, fast_mode=True)
+
+
+def test_recorded_gradients_are_the_fused_ones() -> None:
+    leaves, target = make_inputs()
+    loss = fused(leaves, target)
+    recorded = torch.autograd.grad(loss, leaves, create_graph=True)
+    assert all(gradient.requires_grad for gradient in recorded)
+    torch.testing.assert_close(recorded, torch.autograd.grad(apart(leaves, target), leaves))
+
+
+def test_transforms() -> None:
+    leaves, target = make_inputs()
+
+    def loss(input: Tensor, function: Any = fused) -> Any:
+        return function([input, *leaves[1:]], target)
+
+    input = leaves[0].detach()
+    torch.testing.assert_close(grad(loss)(input), grad(loss)(input, apart))
+    several = torch.stack([input, 2 * input])
+    torch.testing.assert_close(
+        vmap(grad(loss))(several), torch.stack([grad(loss)(x, apart) for x in several])
+    )
+    torch.testing.assert_close(
+        jvp(loss, (input,), (input,)), jvp(lambda x: loss(x, apart), (input,), (input,))
+    )
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.filterwarnings("ignore")  # the tracers warn of their own insides
+def test_compile(dynamic: bool) -> None:
+    leaves, target = make_inputs(torch.float32)
+    graphs = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(str(graph.graph))
+        return graph
+
+    def step(input: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Tensor:
+        return fused([input, weight, bias], target, label_smoothing=0.1)
+
+    torch._dynamo.reset()
+    aot = aot_autograd(fw_compiler=backend, bw_compiler=backend)
+    compiled = torch.compile(step, backend=aot, fullgraph=True, dynamic=dynamic)
+    for rows in (ROWS, ROWS - 5):
+        some = [leaves[0].detach()[:rows].requires_grad_(), *leaves[1:]]
+        both = [
+            [loss.detach(), *torch.autograd.grad(loss, some)]
+            for loss in (compiled(*some, target[:rows]), step(*some, target[:rows]))
+        ]
+        torch.testing.assert_close(*both)
+    assert "linear_cross_entropy_forward" in graphs[0]
+    assert "linear_cross_entropy_backward" in graphs[1]
+
+
+@pytest.mark.parametrize("reduction", [0, 1, 2])
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_opcheck(reduction: int) -> None:
+    leaves, target = make_inputs(torch.float32)
+    options = (None, reduction, -100, 0.1, 0.0, 1.0, None)
+    arguments = (*leaves, target, *options, True)
+    opcheck(OPS.linear_cross_entropy_forward, arguments)
+    with torch.no_grad():
+        loss, lse, state, total_weight = OPS.linear_cross_entropy_forward(*arguments)
+    upstream = (torch.ones_like(loss), torch.ones_like(lse))
+    saved = (*leaves, target, state, total_weight, *options, [True, False, True])
+    opcheck(OPS.linear_cross_entropy_backward, (*upstream, *saved))
+
+
+def test_autocast() -> None:
+    leaves, target = make_inputs(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, theirs = (results(function, leaves, target) for function in (fused, apart))
+    assert ours[0].dtype == torch.float32
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_one_row_and_none() -> None:
+    leaves, target = make_inputs()
+    one = [leaves[0].detach()[0].requires_grad_(), *leaves[1:]]
+    torch.testing.assert_close(results(fused, one, target[0]), results(apart, one, target[0]))
+    empty = [leaves[0].detach()[:0].requires_grad_(), *leaves[1:]]
+    for function in (fused, apart):
+        loss, *gradients = results(function, empty, target[:0], reduction="sum")
+        assert loss == 0
+        assert all(not gradient.any() for gradient in gradients)
+    options = (None, 2, -100, 0.0, 0.0, 1.0, None, False)
+    assert OPS.linear_cross_entropy_forward(*empty, target[:0], *options)[0] == 0
+
+
+def test_all_rows_ignored() -> None:
+    leaves, target = make_inputs()
+    loss, *gradients = results(fused, leaves, torch.full_like(target, -100))
+    assert loss.isnan()
+    assert all(not gradient.any() for gradient in gradients)
+
+
+Change = Callable[[dict[str, Any]], None]
+BAD: list[tuple[type[Exception], str, dict[str, Any]]] = [
+    (TypeError, "linear_weight must be a Tensor, but got 3", {"linear_weight": 3}),
+    (TypeError, "linear_bias must be a Tensor", {"linear_bias": [1.0]}),
+    (TypeError, "label_smoothing must be a float", {"label_smoothing": "a"}),
+    (ValueError, "reduction must be 'none', 'mean' or 'sum', but got 'max'", {"reduction": "max"}),
+    (RuntimeError, r"got \[37, 1, 6\]", {"input": torch.zeros(ROWS, 1, FEATURES)}),
+    (
+        RuntimeError,
+        "input has 7 features, but linear_weight takes 6",
+        {"input": torch.zeros(37, 7)},
+    ),
+    (
+        RuntimeError,
+        r"linear_weight must have shape .* got \[6\]",
+        {"linear_weight": torch.zeros(6)},
+    ),
+    (
+        RuntimeError,
+        "linear_weight must have input's dtype Float, but got Double",
+        {"linear_weight": torch.zeros(CLASSES, FEATURES, dtype=torch.float64)},
+    ),
+    (
+        RuntimeError,
+        r"linear_bias must have shape \[50\], but got \[1\]",
+        {"linear_bias": torch.zeros(1)},
+    ),
+    (RuntimeError, "weight must have one entry for each of the 50", {"weight": torch.zeros(3)}),
+    (
+        ValueError,
+        "input has batch size 37, but target has shape",
+        {"target": torch.zeros(3).long()},
+    ),
+    (
+        NotImplementedError,
+        "must be float32, float64, bfloat16 or float16, but got Int",
+        {
+            "input": torch.zeros(ROWS, FEATURES).int(),
+            "linear_weight": torch.zeros(CLASSES, FEATURES).int(),
+            "linear_bias": None,
+        },
+    ),
+    (RuntimeError, "label_smoothing must be between 0 and 1, but got 2", {"label_smoothing": 2.0}),
+]
+
+
+def call(**changes: Any) -> Tensor:
+    (input, weight, bias), target = make_inputs(torch.float32)
+    arguments = {"input": input, "linear_weight": weight, "target": target, "linear_bias": bias}
+    loss: Tensor = softreg_ext.linear_cross_entropy(**{**arguments, **changes})
+    return loss
+
+
+@pytest.mark.parametrize(("error", "message", "changes"), BAD, ids=lambda x: str(x)[:40])
+def test_bad_arguments(error: type[Exception], message: str, changes: dict[str, Any]) -> None:
+    with pytest.raises(error, match=message):
+        call(**changes)
+
+
+@pytest.mark.index_error
+@pytest.mark.parametrize("label", [-1, CLASSES])
+def test_a_bad_label_is_named_by_its_row(label: int) -> None:
+    target = make_inputs()[1]
+    target[31] = label
+    with pytest.raises(
+        IndexError, match=f"target {label} at row 31 is out of bounds for 50 classes"
+    ):
+        call(target=target)
+
+
+def test_ignore_index_of_none() -> None:
+    assert torch.equal(call(ignore_index=None), call())
+
+
+def test_module() -> None:
+    weight = torch.linspace(0.5, 2, 8)
+    options = {"bias": True, "weight": weight, "label_smoothing": 0.1, "out_features": (2,)}
+    module = softreg_ext.LinearCrossEntropyLoss(FEATURES, 8, **options)
+    input, target = torch.randn(20, FEATURES), torch.randint(8, (20, 2))
+    leaves = [input, module.linear.weight.view(8, 2, FEATURES), module.linear.bias.view(8, 2)]
+    expected = apart(leaves, target, weight=weight, label_smoothing=0.1)
+    torch.testing.assert_close(module(input, target), expected)
+    assert "num_classes=8, out_features=(2,)" in repr(module)
+    if hasattr(nn, "LinearCrossEntropyLoss"):
+        torchs = nn.LinearCrossEntropyLoss(FEATURES, 8, **options)
+        module.load_state_dict(torchs.state_dict())
+        torch.testing.assert_close(module(input, target), torchs(input, target))
+
+
+def test_memory() -> None:
+    """262 MB of logits, and as many of their gradient, are not there at a time."""
+    _C.set_chunk_bytes(0)
+    input, weight = torch.randn(2048, 8), torch.randn(32000, 8)
+    target = torch.randint(32000, (2048,))
+    leaves = [input.requires_grad_(), weight.requires_grad_()]
+
+    def step() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(fused(leaves, target), leaves)
+
+    step()
+    assert 40 <= peak_bytes(step) >> 20 <= 64
