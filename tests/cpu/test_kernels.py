@@ -1,12 +1,15 @@
-"""Every instruction set of this machine, each forced in a process of its own."""
+"""Every instruction set of this machine, each forced in processes of its own."""
 
 import os
 import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Iterator
+from concurrent.futures import Future
+from functools import partial
 
 import pytest
 import torch
+from suites import Done, assert_passed, run_suite, side_by_side
 
 from softreg_ext import _extension
 
@@ -16,30 +19,51 @@ AVAILABLE = {"DEFAULT": 1, "AVX2": 2, "AVX512": 3}.get(torch.backends.cpu.get_cp
 # What runs on the kernels: values, gradients, bad labels.
 SUITES = ["test_functional.py", "test_k_dimensional.py", "test_large_gradients.py"]
 SUITES += ["test_probabilities.py", "test_forward_with_gradient.py", "test_sums.py"]
-SUITES += ["test_few_long_rows.py", "cpu/test_rounding.py"]
-FORCED = "ATEN_CPU_CAPABILITY" in os.environ
+SUITES += ["test_few_long_rows.py", "test_in_place.py", "cpu/test_rounding.py"]
+pytestmark = pytest.mark.skipif(
+    "ATEN_CPU_CAPABILITY" in os.environ, reason="an instruction set is forced in this process"
+)
 
 
-@pytest.mark.skipif(FORCED, reason="an instruction set is already forced in this process")
-@pytest.mark.parametrize("name", CAPABILITIES)
-def test_whole_option_table(name: str) -> None:
+def why_not(name: str) -> str | None:
     if name not in _extension._C.build_info()["cpu_kernels"]:
-        pytest.skip(f"{name} kernels are not compiled for this processor family")
+        return f"{name} kernels are not compiled for this processor family"
     if list(CAPABILITIES).index(name) >= AVAILABLE:
-        pytest.skip(f"this processor has no {name}")
-    env = {**os.environ, "ATEN_CPU_CAPABILITY": CAPABILITIES[name]}
+        return f"this processor has no {name}"
+    return None
+
+
+@pytest.fixture(scope="module")
+def runs() -> Iterator[dict[tuple[str, str], Future[Done]]]:
+    jobs = {
+        (name, suite): partial(run_suite, suite, "-x", ATEN_CPU_CAPABILITY=capability)
+        for name, capability in CAPABILITIES.items()
+        for suite in SUITES
+        if not why_not(name)
+    }
+    with side_by_side(jobs) as begun:
+        yield begun
+
+
+@pytest.mark.parametrize("name", CAPABILITIES)
+def test_is_what_runs(name: str) -> None:
+    if missing := why_not(name):
+        pytest.skip(missing)
     active = (
         "from softreg_ext import _extension as e; print(e._C.build_info()['active_cpu_kernels'])"
     )
+    env = {**os.environ, "ATEN_CPU_CAPABILITY": CAPABILITIES[name]}
     run = subprocess.run(
         [sys.executable, "-c", active], env=env, capture_output=True, text=True, check=True
     )
     assert run.stdout.strip() == name
-    suites = [Path(__file__).parents[1] / suite for suite in SUITES]
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *map(str, suites)],
-        env=env,
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stdout[-3000:]
+
+
+@pytest.mark.parametrize("suite", SUITES)
+@pytest.mark.parametrize("name", CAPABILITIES)
+def test_whole_option_table(
+    runs: dict[tuple[str, str], Future[Done]], name: str, suite: str
+) -> None:
+    if missing := why_not(name):
+        pytest.skip(missing)
+    assert_passed(runs[name, suite].result())

@@ -1,8 +1,9 @@
 """Every launch shape on rows among bytes that may not be touched: run under AddressSanitizer.
 
-    python guarded_rows.py LIBRARY [--trap]
+    python guarded_rows.py LIBRARY rows|ends|trap
 
-With --trap the last bytes of a row are forbidden too, which must be noticed.
+rows: among gaps; ends: a gap before the first and after the last; trap: the last bytes of a row are
+forbidden too, which must be noticed.
 """
 
 import ctypes
@@ -48,16 +49,15 @@ def guarded_ends(values: Tensor, shift: int) -> Tensor:
     return within
 
 
-def main(library: str, trap: bool) -> None:
+def main(library: str, what: str) -> None:
     torch.ops.load_library(library)
-    if trap:
+    if what == "trap":
         logits = guarded(torch.randn(5, 3001), 0)
         forbid(logits[2, -4:], 4)
         run(logits, torch.zeros(5).long())
-    run_all(guarded, MANY_ROWS)
-    run_all(guarded_ends, MANY_ROWS)
+    run_all({"rows": guarded, "ends": guarded_ends}[what], MANY_ROWS)
     print("touched nothing else")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], "--trap" in sys.argv)
+    main(*sys.argv[1:])

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -21,12 +22,16 @@ def build(folder: Path, *options: str) -> Path:
     shared = [CSRC / f"{name}.cpp" for name in ("args", "checks", "row_matrix")]
     # The shim's headers in front of CUDA's own.
     includes = [f"-I{path}" for path in (SHIM, CSRC, *cpp_extension.include_paths())]
-    objects = []
-    for source in [SHIM / "ops.cpp", SHIM / "fibers.cpp", *shared]:
-        objects.append(str(folder / f"{source.stem}.o"))
-        flags = ["-std=c++20", "-O2", "-w", "-fPIC", *options, *includes]
-        compiled = run(["g++", *flags, "-c", str(source), "-o", objects[-1]])
-        assert compiled.returncode == 0, compiled.stderr[-3000:]
+    flags = ["-std=c++20", "-O2", "-w", "-fPIC", *options, *includes]
+
+    def compiled(source: Path) -> str:
+        result = folder / f"{source.stem}.o"
+        done = run(["g++", *flags, "-c", str(source), "-o", str(result)])
+        assert done.returncode == 0, done.stderr[-3000:]
+        return str(result)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compiled, [SHIM / "ops.cpp", SHIM / "fibers.cpp", *shared]))
     result = folder / "cuda_on_host.so"
     libraries = [f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu", "-lc10"]
     linked = run(["g++", "-shared", *options, *objects, *libraries, "-o", str(result)])

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from suites import assert_passed, run_suite
 from torch import Tensor
 
 import softreg_ext
@@ -38,14 +39,8 @@ def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[s
 @pytest.mark.parametrize("name", SUITES)
 def test_whole_option_table(name: str) -> None:
     """As on the CPU, but for labels out of range: no IndexError comes back from a GPU."""
-    done = run(
-        [
-            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short"),
-            *("-m", "not index_error", str(Path(__file__).parents[1] / f"test_{name}.py")),
-        ],
-        SOFTREG_DEVICE="cuda",
-    )
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[:3000]
+    options = ("-m", "not index_error")
+    assert_passed(run_suite(f"test_{name}.py", *options, SOFTREG_DEVICE="cuda"))
 
 
 def test_the_cuda_kernels_are_what_runs() -> None:

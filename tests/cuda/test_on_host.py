@@ -3,15 +3,18 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 
 import pytest
 from shim import build, run
+from suites import Done, assert_passed, run_suite, side_by_side
 
-TESTS = Path(__file__).parents[1]
 # What runs on the kernels: values, gradients, layouts, options.
 SUITES = ["functional", "k_dimensional", "probabilities", "beyond_the_original", "sums"]
-SUITES += ["forward_with_gradient", "early_gradient"]
+SUITES += ["forward_with_gradient", "early_gradient", "in_place"]
 BAD_LABEL = "cross_entropy: target is neither in [0, classes) nor ignore_index"
 pytestmark = pytest.mark.skipif(
     "SOFTREG_CUDA_ON_HOST" in os.environ, reason="the kernels are in place in this process already"
@@ -23,18 +26,19 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("cuda_on_host"))
 
 
+@pytest.fixture(scope="module")
+def runs(library: Path) -> Iterator[dict[str, Future[Done]]]:
+    """Labels out of range are left out: no IndexError comes back from a GPU."""
+    on_host = {"SOFTREG_CUDA_ON_HOST": str(library), "OMP_NUM_THREADS": "1"}
+    options = ("-x", "-m", "not index_error")
+    jobs = {name: partial(run_suite, f"test_{name}.py", *options, **on_host) for name in SUITES}
+    with side_by_side(jobs) as begun:
+        yield begun
+
+
 @pytest.mark.parametrize("name", SUITES)
-def test_whole_option_table(library: Path, name: str) -> None:
-    """As on the CPU, but for labels out of range: no IndexError comes back from a GPU."""
-    done = run(
-        [
-            *(sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"),
-            *("-m", "not index_error", str(TESTS / f"test_{name}.py")),
-        ],
-        SOFTREG_CUDA_ON_HOST=str(library),
-        OMP_NUM_THREADS="1",
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+def test_whole_option_table(runs: dict[str, Future[Done]], name: str) -> None:
+    assert_passed(runs[name].result())
 
 
 def python(library: Path, code: str) -> subprocess.CompletedProcess[str]:
@@ -58,49 +62,43 @@ def test_classes_are_numbered_in_32_bits(library: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("rows", "classes", "offset"),
-    [
-        (1, 70001, 0),
-        (2, 20011, 1),
-        (5, 3001, 3),
-        (600, 10, 0),
-        (400, 2100, 0),
-        (9, 1000, 2),
-        (1, 1, 0),
-        (0, 7, 0),
-    ],
-)
+# Rows, classes, and where in memory they begin: one block, several, several rows to each, columns
+# split.
+LAUNCHES = [
+    *((1, 70001, 0), (2, 20011, 1), (5, 3001, 3), (600, 10, 0)),
+    *((400, 2100, 0), (9, 1000, 2), (1, 1, 0), (0, 7, 0)),
+]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
-def test_every_launch_shape_and_alignment(
-    library: Path, rows: int, classes: int, offset: int, dtype: str
-) -> None:
-    """One block, several, several rows to each, columns split; rows that begin anywhere."""
+def test_every_launch_shape_and_alignment(library: Path, dtype: str) -> None:
     done = python(
         library,
         f"""
 import torch.nn.functional as F
 torch.manual_seed(0)
-rows, classes, offset, dtype = {rows}, {classes}, {offset}, torch.{dtype}
-logits = torch.randn(rows * classes + offset).to(dtype)[offset:].view(rows, classes)
-logits.requires_grad_()
-target = torch.randint(classes, (rows,))
-for reduction in ("none", "sum"):
-    ours = softreg_ext.cross_entropy(logits, target, reduction=reduction)
-    exact = logits.detach().double().requires_grad_()
-    theirs = F.cross_entropy(exact, target, reduction=reduction)
-    total = ours.sum()
-    grad, = torch.autograd.grad(total, logits, retain_graph=True)
-    late_grad, = torch.autograd.grad(total, logits)
-    assert torch.equal(grad, late_grad)
-    exact_grad, = torch.autograd.grad(theirs.sum(), exact)
-    again = softreg_ext.cross_entropy(logits, target, reduction=reduction)
-    assert torch.equal(ours, again)
-    eps, is_half = torch.finfo(dtype).eps, dtype.itemsize == 2
-    # A half type's results are rounded once; float16 has gradients below its normal numbers.
-    rtol, atol = (eps, 2.0**-24) if is_half else (4 * eps, 4 * eps)
-    torch.testing.assert_close(ours.double(), theirs, rtol=rtol, atol=atol)
-    torch.testing.assert_close(grad.double(), exact_grad, rtol=eps, atol=atol)
+dtype = torch.{dtype}
+eps, is_half = torch.finfo(dtype).eps, dtype.itemsize == 2
+# A half type's results are rounded once; float16 has gradients below its normal numbers.
+rtol, atol = (eps, 2.0**-24) if is_half else (4 * eps, 4 * eps)
+for rows, classes, offset in {LAUNCHES}:
+    print(rows, classes, offset, flush=True)
+    logits = torch.randn(rows * classes + offset).to(dtype)[offset:].view(rows, classes)
+    logits.requires_grad_()
+    target = torch.randint(classes, (rows,))
+    for reduction in ("none", "sum"):
+        ours = softreg_ext.cross_entropy(logits, target, reduction=reduction)
+        exact = logits.detach().double().requires_grad_()
+        theirs = F.cross_entropy(exact, target, reduction=reduction)
+        total = ours.sum()
+        grad, = torch.autograd.grad(total, logits, retain_graph=True)
+        late_grad, = torch.autograd.grad(total, logits)
+        assert torch.equal(grad, late_grad)
+        exact_grad, = torch.autograd.grad(theirs.sum(), exact)
+        again = softreg_ext.cross_entropy(logits, target, reduction=reduction)
+        assert torch.equal(ours, again)
+        torch.testing.assert_close(ours.double(), theirs, rtol=rtol, atol=atol)
+        torch.testing.assert_close(grad.double(), exact_grad, rtol=eps, atol=atol)
 """,
     )
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, f"rows, classes, offset: {done.stdout}{done.stderr[-2000:]}"
