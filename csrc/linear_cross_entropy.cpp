@@ -7,7 +7,6 @@
 #include <ATen/ops/full.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/scalar_tensor.h>
-#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -27,7 +26,7 @@ std::atomic<int64_t> chosen_chunk_bytes{0};
 
 int64_t chunk_bytes(const at::Tensor& input) {
   const int64_t chosen = chosen_chunk_bytes;
-  return chosen > 0 ? chosen : int64_t(input.is_cpu() ? 48 : 256) << 20;
+  return chosen > 0 ? chosen : int64_t(input.is_cpu() ? 60 : 256) << 20;
 }
 
 int64_t set_chunk_bytes(int64_t bytes) { return chosen_chunk_bytes.exchange(bytes); }
@@ -113,12 +112,15 @@ class GradientSums {
       : args_(args), layer_(layer), wanted_(wanted) {
     const at::ScalarType type = args.input.scalar_type();
     const auto sum_type = layer.is_one_chunk() ? type : accumulator_type(type);
-    const auto zeros = [&](bool is_wanted, at::IntArrayRef sizes, at::ScalarType dtype) {
-      return at::zeros(is_wanted ? sizes : at::IntArrayRef{0}, args.input.options().dtype(dtype));
+    const auto allocated = [&](bool is_wanted, at::IntArrayRef sizes, at::ScalarType dtype) {
+      return at::empty(is_wanted ? sizes : at::IntArrayRef{0}, args.input.options().dtype(dtype));
     };
-    of_input_ = zeros(wanted[0], args.input.sizes(), type);
-    of_weight_ = zeros(wanted[1], layer.weight().sizes(), sum_type);
-    of_bias_ = zeros(wanted[2], {layer.outputs()}, accumulator_type(type));
+    of_input_ = allocated(wanted[0], args.input.sizes(), type);
+    of_weight_ = allocated(wanted[1], layer.weight().sizes(), sum_type);
+    of_bias_ = allocated(wanted[2], {layer.outputs()}, accumulator_type(type)).zero_();
+    if (sum_type != type || args.input.size(0) == 0) {  // else the first product overwrites it
+      of_weight_.zero_();
+    }
   }
 
   // The gradient of a chunk's logits takes their place.
@@ -130,7 +132,7 @@ class GradientSums {
       at::mm_out(rows, grad_logits, layer_.weight());
     }
     if (wanted_[1]) {
-      add_to_weight(grad_logits, chunk.of(args_.input));
+      add_to_weight(grad_logits, chunk.of(args_.input), chunk.first == 0);
     }
     if (wanted_[2]) {
       of_bias_.add_(grad_logits.sum(at::IntArrayRef{0}, /*keepdim=*/false, of_bias_.scalar_type()));
@@ -146,9 +148,9 @@ class GradientSums {
   }
 
  private:
-  void add_to_weight(const at::Tensor& grad_logits, const at::Tensor& input) {
+  void add_to_weight(const at::Tensor& grad_logits, const at::Tensor& input, bool is_first) {
     if (of_weight_.scalar_type() == input.scalar_type()) {
-      of_weight_.addmm_(grad_logits.t(), input);
+      of_weight_.addmm_(grad_logits.t(), input, /*beta=*/is_first ? 0 : 1);
       return;
     }
     // A product in a half type is a tensor of its own: of some classes at a time.

@@ -60,7 +60,7 @@ def linear_cross_entropy(
 
     The same as ``cross_entropy(F.linear(input, linear_weight, linear_bias), target, ...)``, see
     :func:`softreg_ext.cross_entropy`, and as :func:`torch.nn.functional.linear_cross_entropy`.
-    Where the logits would take more than 48 MB (256 MB on a GPU), they are computed that many at
+    Where the logits would take more than 60 MB (256 MB on a GPU), they are computed that many at
     a time and their gradient ``g`` in their place, so that beside ``input``, the layer and their
     gradients no more memory is needed. On a CPU and for "mean" and "sum" the forward pass computes
     the gradients ``g W`` and ``g^T x`` too while the logits are there, which are held until
