@@ -118,9 +118,9 @@ class LinearCrossEntropyLoss(_WeightedLoss):
         bias = self.linear.bias
         return linear_cross_entropy(
             input,
-            self.linear.weight.view(*shape, self.linear.in_features),
+            self.linear.weight.reshape(*shape, self.linear.in_features),
             target,
-            linear_bias=None if bias is None else bias.view(shape),
+            linear_bias=None if bias is None else bias.reshape(shape),
             weight=self.weight,
             reduction=self.reduction,
             ignore_index=self.ignore_index,

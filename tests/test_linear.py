@@ -14,6 +14,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, jvp, vmap
 from torch.library import opcheck
+from torch.profiler import ProfilerActivity, profile
 
 import softreg_ext
 from softreg_ext._extension import _C
@@ -186,6 +187,34 @@ def test_upstream_gradients_in_turns(factors: list[float]) -> None:
             torch.testing.assert_close(gradients, tuple(factor * x for x in expected))
         (alone,) = torch.autograd.grad(loss, leaves[1])
         torch.testing.assert_close(alone, expected[1])
+
+
+def is_early(leaves: list[Tensor], target: Tensor) -> tuple[Tensor, bool]:
+    """A loss, and whether its gradients were computed with it."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        loss = fused(leaves, target)
+    return loss, any("backward" in event.key for event in profiled.key_averages())
+
+
+def step(leaves: list[Tensor], target: Tensor, factor: float = 1.0) -> bool:
+    loss, early = is_early(leaves, target)
+    torch.autograd.grad(loss * factor, leaves)
+    return early
+
+
+def test_gradients_are_computed_with_the_loss() -> None:
+    leaves, target = make_inputs(torch.float32)
+    for _ in range(100):
+        if all(step(leaves, target) for _ in range(3)):
+            break
+    else:
+        raise AssertionError("no guess comes after 300 steps alike")
+    assert not is_early([leaf.detach() for leaf in leaves], target)[1]
+    assert [step(leaves, target, 0.5) for _ in range(3)] == [True] * 3
+    # Nobody comes for two of them: no more, until backward passes come again.
+    unused = [is_early(leaves, target)[1] for _ in range(3)]
+    assert unused == [True, True, False]
+    assert [step(leaves, target, 0.5) for _ in range(3)] == [False, True, True]
 
 
 def test_same_bits_twice_and_nothing_written() -> None:

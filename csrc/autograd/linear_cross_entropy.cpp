@@ -101,15 +101,17 @@ void save_early(AutogradContext* ctx, const LayerGradients& gradients, double up
   ctx->saved_data["early_gradients_upstream"] = upstream;
 }
 
+// None where they did not wait, or are of no use. The guess is told of every backward pass.
 std::optional<LayerGradients> take_early(AutogradContext* ctx, const at::Tensor& grad_loss) {
+  std::vector<at::Tensor> gradients(3);
   const auto saved = ctx->saved_data.find("early_gradients");
-  if (saved == ctx->saved_data.end()) {
-    return std::nullopt;
+  if (saved != ctx->saved_data.end()) {
+    gradients = saved->second.toTensorVector();
+    ctx->saved_data.erase(saved);
   }
-  std::vector<at::Tensor> gradients = saved->second.toTensorVector();
-  ctx->saved_data.erase(saved);
   guess().remove_waiting(gradients[1]);
-  if (at::GradMode::is_enabled() || needs_composite(grad_loss) || !is_plain(grad_loss)) {
+  if (!gradients[1].defined() || at::GradMode::is_enabled() || needs_composite(grad_loss) ||
+      !is_plain(grad_loss)) {
     return std::nullopt;
   }
   const auto upstream = grad_loss.item<double>();
