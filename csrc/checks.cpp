@@ -98,7 +98,23 @@ void check_tensor(const at::Tensor& tensor, const char* name, const CrossEntropy
               tensor.sym_sizes(), " on ", tensor.device());
 }
 
-void check_layer(const LinearCrossEntropyArgs& args) {
+void check_layer_types(const LinearCrossEntropyArgs& args) {
+  const at::Tensor& input = args.input;
+  const auto check_like_input = [&](const at::Tensor& x, const char* name) {
+    TORCH_CHECK(x.scalar_type() == input.scalar_type(), "linear_cross_entropy: ", name,
+                " must have input's dtype ", input.scalar_type(), ", but got ", x.scalar_type());
+    TORCH_CHECK(x.device() == input.device(), "linear_cross_entropy: ", name, " is on ", x.device(),
+                ", but input is on ", input.device());
+  };
+  check_like_input(args.linear_weight, "linear_weight");
+  if (args.has_bias()) {
+    check_like_input(*args.linear_bias, "linear_bias");
+  }
+}
+
+}  // namespace
+
+void check_layer_shapes(const LinearCrossEntropyArgs& args) {
   const at::Tensor &input = args.input, &weight = args.linear_weight;
   TORCH_CHECK(input.dim() == 1 || input.dim() == 2,
               "linear_cross_entropy: input must have shape (N, features) or (features), but got ",
@@ -112,32 +128,30 @@ void check_layer(const LinearCrossEntropyArgs& args) {
   TORCH_CHECK(input.dim() == 2 || weight.dim() == 2,
               "linear_cross_entropy: linear_weight of shape ", weight.sym_sizes(),
               " takes input of shape (N, features), but got ", input.sym_sizes());
-  const auto check_like_input = [&](const at::Tensor& x, const char* name) {
-    TORCH_CHECK(x.scalar_type() == input.scalar_type(), "linear_cross_entropy: ", name,
-                " must have input's dtype ", input.scalar_type(), ", but got ", x.scalar_type());
-    TORCH_CHECK(x.device() == input.device(), "linear_cross_entropy: ", name, " is on ", x.device(),
-                ", but input is on ", input.device());
-  };
-  check_like_input(weight, "linear_weight");
   if (args.has_bias()) {
-    check_like_input(*args.linear_bias, "linear_bias");
+    const at::Tensor& bias = *args.linear_bias;
     const auto shape = weight.sym_sizes().slice(0, weight.dim() - 1);
-    TORCH_CHECK(
-        args.linear_bias->dim() == weight.dim() - 1 && args.linear_bias->sym_sizes() == shape,
-        "linear_cross_entropy: linear_bias must have shape ", shape, ", but got ",
-        args.linear_bias->sym_sizes());
+    TORCH_CHECK(bias.dim() == weight.dim() - 1 && bias.sym_sizes() == shape,
+                "linear_cross_entropy: linear_bias must have shape ", shape, ", but got ",
+                bias.sym_sizes());
   }
 }
 
-}  // namespace
-
 void check(const LinearCrossEntropyArgs& args) {
-  check_layer(args);
+  check_layer_shapes(args);
+  check_layer_types(args);
   check(args.with_logits(placeholder_logits(args)));
 }
 
-void check(const LinearCrossEntropyArgs& args, const CrossEntropyGradArgs& grad) {
-  check_layer(args);
+void check_chunks(const LinearCrossEntropyArgs& args) {
+  check(args);
+  TORCH_CHECK(args.input.dim() == 2,
+              "linear_cross_entropy: only input of shape (N, features) comes in chunks, but got ",
+              args.input.sym_sizes());
+}
+
+void check_chunks(const LinearCrossEntropyArgs& args, const CrossEntropyGradArgs& grad) {
+  check_chunks(args);
   check(args.with_logits(placeholder_logits(args)), grad);
 }
 

@@ -14,8 +14,10 @@ void check_grad_target(const CrossEntropyArgs& args, const CrossEntropyGradArgs&
 void check_correction(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad,
                       const at::Tensor& grad_logits, const at::Tensor& report);
 
+void check_layer_shapes(const LinearCrossEntropyArgs& args);
 void check(const LinearCrossEntropyArgs& args);
-void check(const LinearCrossEntropyArgs& args, const CrossEntropyGradArgs& grad);
+void check_chunks(const LinearCrossEntropyArgs& args);
+void check_chunks(const LinearCrossEntropyArgs& args, const CrossEntropyGradArgs& grad);
 
 // The IndexError for a label out of range.
 [[noreturn]] void throw_bad_label(const CrossEntropyArgs& args, int64_t row, int64_t label);

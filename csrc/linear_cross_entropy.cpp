@@ -7,6 +7,7 @@
 #include <ATen/ops/full.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/scalar_tensor.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -206,23 +207,42 @@ struct ChunkArgs {
         args{all, logits, target, all.weight, all.return_lse} {}
 };
 
+// The sum of a chunk's losses: of their mean, which half types may hold where they do not hold
+// that.
+at::Tensor sum_of(const CrossEntropyArgs& args, const ForwardOutputs& rows) {
+  return args.reduction == Reduction::kMean ? (rows.loss.to(at::kDouble) * rows.total_weight)
+                                                  .masked_fill_(rows.total_weight.eq(0), 0)
+                                            : rows.loss;
+}
+
+// The mean says nothing of rows that weigh nothing and have a loss.
+Reduction reduction_in_chunk(const LinearCrossEntropyArgs& args) {
+  const bool weightless_rows_add =
+      args.has_weight() && (args.label_smoothing > 0 || args.z_loss > 0);
+  const bool is_mean = args.reduction == Reduction::kMean;
+  return is_mean && weightless_rows_add ? Reduction::kSum : args.reduction;
+}
+
 // The loss, and what the backward pass is to be given. `sums`, where there are any, take each
 // chunk's gradient for the upstream gradient grad_loss of the reduced loss.
 ForwardOutputs run_forward(const LinearCrossEntropyArgs& args, const Layer& layer,
                            const at::Tensor& grad_loss, GradientSums* sums) {
   const at::Tensor placeholder = placeholder_logits(args);
-  CrossEntropyArgs of_all_rows = args.with_logits(placeholder);
-  of_all_rows.reduction = Reduction::kNone;
-  ForwardOutputs all = empty_forward_outputs(of_all_rows);
+  ForwardOutputs all = empty_forward_outputs(args.with_logits(placeholder));
   all.total_weight = total_weight_of(args, all.state.size(1));
+  at::Tensor sum = at::zeros_like(all.total_weight);
   layer.for_each_chunk([&](const Chunk& chunk) {
     ChunkArgs of_chunk(args, layer, chunk);
-    of_chunk.args.reduction = Reduction::kNone;
+    of_chunk.args.reduction = reduction_in_chunk(args);
     const ForwardOutputs rows = cross_entropy_forward(of_chunk.args);
-    chunk.of(all.loss).copy_(rows.loss);
     layer.state_of(chunk, all.state).copy_(rows.state);
     if (args.return_lse) {
       chunk.of(all.lse).copy_(rows.lse);
+    }
+    if (args.reduction == Reduction::kNone) {
+      chunk.of(all.loss).copy_(rows.loss);
+    } else {
+      sum.add_(sum_of(of_chunk.args, rows));
     }
     if (sums) {
       of_chunk.args.reduction = args.reduction;
@@ -231,23 +251,23 @@ ForwardOutputs run_forward(const LinearCrossEntropyArgs& args, const Layer& laye
     }
   });
   if (args.reduction != Reduction::kNone) {
-    const at::Tensor sum = all.loss.sum(at::kDouble);
-    const at::Tensor loss = args.reduction == Reduction::kMean ? sum / all.total_weight : sum;
-    all.loss = loss.to(all.loss.scalar_type());
+    all.loss.copy_(args.reduction == Reduction::kMean ? sum / all.total_weight : sum);
   }
   return all;
 }
 
 ForwardOutputs linear_cross_entropy_forward_in_chunks(const LinearCrossEntropyArgs& args) {
-  check(args);
+  check_chunks(args);
   check_labels_of_all_rows(args);
+  const NoAutocast no_autocast;
   return run_forward(args, Layer(args), at::Tensor(), nullptr);
 }
 
 LayerGradients linear_cross_entropy_backward_in_chunks(const LinearCrossEntropyArgs& args,
                                                        const CrossEntropyGradArgs& grad,
                                                        Wanted wanted) {
-  check(args, grad);
+  check_chunks(args, grad);
+  const NoAutocast no_autocast;
   const Layer layer(args);
   GradientSums sums(args, layer, wanted);
   layer.for_each_chunk([&](const Chunk& chunk) {
@@ -266,8 +286,9 @@ LayerGradients linear_cross_entropy_backward_in_chunks(const LinearCrossEntropyA
 
 LinearForwardWithGradientOutputs linear_cross_entropy_forward_with_gradient(
     const LinearCrossEntropyArgs& args, double grad_loss, Wanted wanted) {
-  check(args);
+  check_chunks(args);
   check_labels_of_all_rows(args);
+  const NoAutocast no_autocast;
   const Layer layer(args);
   GradientSums sums(args, layer, wanted);
   const at::ScalarType type = args.with_logits(args.input).result_type();

@@ -14,6 +14,10 @@
 namespace softreg {
 namespace {
 
+pybind11::object loss_or_both(const ForwardOutputs& out, bool return_lse) {
+  return return_lse ? pybind11::cast(std::make_tuple(out.loss, out.lse)) : pybind11::cast(out.loss);
+}
+
 // The loss, or the loss and lse. The same dispatcher op as
 // torch.ops.softreg_ext.cross_entropy_forward, without the several microseconds that torch.ops
 // spends on matching arguments to a schema.
@@ -28,7 +32,23 @@ pybind11::object cross_entropy(const at::Tensor& input, const at::Tensor& target
         {packed_options(reduction, ignore_index, label_smoothing, z_loss, logit_scale, softcap),
          input, target, weight, return_lse});
   }
-  return return_lse ? pybind11::cast(std::make_tuple(out.loss, out.lse)) : pybind11::cast(out.loss);
+  return loss_or_both(out, return_lse);
+}
+
+pybind11::object linear_entry(const at::Tensor& input, const at::Tensor& linear_weight,
+                              const std::optional<at::Tensor>& linear_bias,
+                              const at::Tensor& target, const std::optional<at::Tensor>& weight,
+                              int64_t reduction, int64_t ignore_index, double label_smoothing,
+                              double z_loss, double logit_scale, std::optional<double> softcap,
+                              bool return_lse) {
+  ForwardOutputs out;
+  {
+    const pybind11::gil_scoped_release no_gil;
+    out = linear_cross_entropy(
+        {packed_options(reduction, ignore_index, label_smoothing, z_loss, logit_scale, softcap),
+         input, linear_weight, linear_bias, target, weight, return_lse});
+  }
+  return loss_or_both(out, return_lse);
 }
 
 pybind11::dict build_info() {
@@ -59,6 +79,7 @@ PYBIND11_MODULE(_C, m) {
         pybind11::arg("weight"), pybind11::arg("reduction"), pybind11::arg("ignore_index"),
         pybind11::arg("label_smoothing"), pybind11::arg("z_loss"), pybind11::arg("logit_scale"),
         pybind11::arg("softcap"), pybind11::arg("return_lse"));
+  m.def("linear_cross_entropy", &linear_entry);
   m.def("build_info", &build_info);
   m.def("release_memory", &release_memory);
   m.def("set_chunk_bytes", &set_chunk_bytes);

@@ -44,6 +44,15 @@ auto call_backward(const c10::TypedOperatorHandle<Schema>& op, const CrossEntrop
                  args.optional_softcap(), more...);
 }
 
+ForwardOutputs call_linear_forward(const c10::TypedOperatorHandle<LinearForwardSchema>& op,
+                                   const LinearCrossEntropyArgs& args) {
+  auto [loss, lse, state, total_weight] =
+      op.call(args.input, args.linear_weight, args.linear_bias, args.target, args.weight,
+              static_cast<int64_t>(args.reduction), args.ignore_index, args.label_smoothing,
+              args.z_loss, args.logit_scale, args.optional_softcap(), args.return_lse);
+  return {std::move(loss), std::move(lse), std::move(state), std::move(total_weight)};
+}
+
 }  // namespace
 
 ForwardOutputs cross_entropy_forward(const CrossEntropyArgs& args) {
@@ -85,13 +94,14 @@ void cross_entropy_correction(const CrossEntropyArgs& args, const CrossEntropyGr
   call_backward(op, args, grad, grad_logits, guess, report);
 }
 
+ForwardOutputs linear_cross_entropy(const LinearCrossEntropyArgs& args) {
+  static const auto op = find_op<LinearForwardSchema>("softreg_ext::linear_cross_entropy");
+  return call_linear_forward(op, args);
+}
+
 ForwardOutputs linear_cross_entropy_forward(const LinearCrossEntropyArgs& args) {
   static const auto op = find_op<LinearForwardSchema>("softreg_ext::linear_cross_entropy_forward");
-  auto [loss, lse, state, total_weight] =
-      op.call(args.input, args.linear_weight, args.linear_bias, args.target, args.weight,
-              static_cast<int64_t>(args.reduction), args.ignore_index, args.label_smoothing,
-              args.z_loss, args.logit_scale, args.optional_softcap(), args.return_lse);
-  return {std::move(loss), std::move(lse), std::move(state), std::move(total_weight)};
+  return call_linear_forward(op, args);
 }
 
 LayerGradients linear_cross_entropy_backward(const LinearCrossEntropyArgs& args,

@@ -14,6 +14,7 @@ InPlaceImplementation cross_entropy_backward_in_place;
 // The gradient with respect to a target of class probabilities.
 BackwardImplementation cross_entropy_grad_target;
 CorrectionImplementation cross_entropy_correction;
+LinearForwardImplementation linear_cross_entropy;  // whole or in chunks
 LinearForwardImplementation linear_cross_entropy_forward;
 LinearBackwardImplementation linear_cross_entropy_backward;
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import arguments
+from ._extension import _C
 
 
 @overload
@@ -61,12 +62,12 @@ def linear_cross_entropy(
     The same as ``cross_entropy(F.linear(input, linear_weight, linear_bias), target, ...)``, see
     :func:`softreg_ext.cross_entropy`, and as :func:`torch.nn.functional.linear_cross_entropy`.
     Where the logits would take more than 60 MB (256 MB on a GPU), they are computed that many at
-    a time and their gradient ``g`` in their place, so that beside ``input``, the layer and their
-    gradients no more memory is needed. On a CPU and for "mean" and "sum" the forward pass computes
-    the gradients ``g W`` and ``g^T x`` too while the logits are there, which are held until
-    ``backward()``; else, and when ``return_lse`` is asked for or under ``torch.compile``, the
-    backward pass computes the logits again. In the half types the gradients of
-    ``linear_weight`` and ``linear_bias`` are summed in float32.
+    a time and their gradient ``g`` in their place. Beside ``input``, the layer and their gradients
+    no more memory is needed, but for a float32 sum of ``linear_weight``'s gradient in half types.
+    On a CPU and for "mean" and "sum" the forward pass computes the gradients ``g W`` and
+    ``g^T x`` too while the logits are there, which are held until ``backward()``; else, and when
+    ``return_lse`` is asked for or under ``torch.compile``, the backward pass computes the logits
+    again.
 
     All logits are there at a time under autocast, ``torch.func`` transforms and forward-mode AD,
     for second derivatives, and where ``target`` requires grad.
@@ -80,7 +81,8 @@ def linear_cross_entropy(
         linear_bias: the shape of ``linear_weight`` without features; default: none.
         weight: one factor for each class, shape (C).
         reduction: "none", "mean" or "sum".
-        ignore_index: the label whose rows add nothing to the loss; None is -100.
+        ignore_index: the label whose rows add nothing to the loss; None is -100. Negative with
+            class probabilities.
         label_smoothing: in [0, 1].
         z_loss, logit_scale, softcap, return_lse: see :func:`softreg_ext.cross_entropy`.
 
@@ -112,33 +114,37 @@ def linear_cross_entropy(
             softcap=softcap,
             return_lse=return_lse,
         )
-    op = "linear_cross_entropy"
-    ignore_index = -100 if ignore_index is None else ignore_index
-    arguments.check_types(
-        op,
-        {"input": input, "linear_weight": linear_weight, "target": target},
-        {"linear_bias": linear_bias, "weight": weight},
-        ignore_index,
-        {
-            "label_smoothing": label_smoothing,
-            "z_loss": z_loss,
-            "logit_scale": logit_scale,
-            "softcap": softcap,
-        },
-        return_lse,
-    )
-    loss, lse, *_ = torch.ops.softreg_ext.linear_cross_entropy(
+    given = (
         input,
         linear_weight,
         linear_bias,
         target,
         weight,
-        arguments.reduction_code(op, reduction),
-        ignore_index,
+        arguments.reduction_code("linear_cross_entropy", reduction),
+        -100 if ignore_index is None else ignore_index,
         label_smoothing,
         z_loss,
         logit_scale,
         softcap,
         return_lse,
     )
-    return (loss, lse) if return_lse else loss
+    if torch.compiler.is_compiling():
+        loss, lse, *_ = torch.ops.softreg_ext.linear_cross_entropy(*given)
+        return (loss, lse) if return_lse else loss
+    try:
+        return _C.linear_cross_entropy(*given)  # type: ignore[no-any-return]
+    except TypeError:
+        arguments.check_types(
+            "linear_cross_entropy",
+            {"input": input, "linear_weight": linear_weight, "target": target},
+            {"linear_bias": linear_bias, "weight": weight},
+            ignore_index,
+            {
+                "label_smoothing": label_smoothing,
+                "z_loss": z_loss,
+                "logit_scale": logit_scale,
+                "softcap": softcap,
+            },
+            return_lse,
+        )
+        raise

@@ -3,13 +3,15 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import oracle
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import DTYPES, random_source
+from cases import DEVICE, DTYPES, random_source
 from measure import peak_bytes
 from torch import Tensor, nn
+from torch._dynamo import compiled_autograd
 from torch._dynamo.backends.common import aot_autograd
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, jvp, vmap
@@ -148,9 +150,13 @@ def test_lse() -> None:
             total = loss.sum() + (lse * upstream).sum()
             both.append([loss, lse, *torch.autograd.grad(total, leaves)])
         torch.testing.assert_close(*both)
-    (alone,) = torch.autograd.grad(fused(leaves, target, return_lse=True)[1].sum(), leaves[0])
-    (expected,) = torch.autograd.grad(apart(leaves, target, return_lse=True)[1].sum(), leaves[0])
-    torch.testing.assert_close(alone, expected)
+        alone, expected = (
+            torch.autograd.grad(
+                function(leaves, target, reduction=reduction, return_lse=True)[1].sum(), leaves
+            )
+            for function in (fused, apart)
+        )
+        torch.testing.assert_close(alone, expected)
 
 
 def is_in_chunks(loss: Tensor) -> bool:
@@ -202,6 +208,7 @@ def step(leaves: list[Tensor], target: Tensor, factor: float = 1.0) -> bool:
     return early
 
 
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="only a host sees an upstream gradient at once")
 def test_gradients_are_computed_with_the_loss() -> None:
     leaves, target = make_inputs(torch.float32)
     for _ in range(100):
@@ -331,12 +338,72 @@ def test_opcheck(reduction: int) -> None:
     opcheck(OPS.linear_cross_entropy_backward, (*upstream, *saved))
 
 
-def test_autocast() -> None:
+@pytest.mark.parametrize("input_dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_autocast(input_dtype: torch.dtype) -> None:
+    """What comes from a layer before is in the lower precision already."""
     leaves, target = make_inputs(torch.float32)
-    with torch.autocast("cpu", torch.bfloat16):
-        ours, theirs = (results(function, leaves, target) for function in (fused, apart))
+    leaves[0] = leaves[0].detach().to(input_dtype).requires_grad_()
+    weight = torch.linspace(0.5, 2, CLASSES)
+    with torch.autocast(DEVICE.type, torch.bfloat16):
+        ours, theirs = (
+            results(function, leaves, target, weight=weight) for function in (fused, apart)
+        )
+        with pytest.raises(RuntimeError, match="linear_bias must have shape"):
+            fused([*leaves[:2], leaves[2][:1]], target)
     assert ours[0].dtype == torch.float32
     torch.testing.assert_close(ours, theirs)
+
+
+def test_autocast_of_the_backward_pass_alone() -> None:
+    leaves, target = make_inputs(torch.float32)
+    expected = torch.autograd.grad(apart(leaves, target), leaves)
+    for reduction in ("mean", "none"):
+        for create_graph in (False, True):
+            loss = fused(leaves, target, reduction=reduction)
+            loss = loss if reduction == "mean" else loss.sum() / (target >= 0).sum()
+            with torch.autocast(DEVICE.type, torch.bfloat16):
+                found = torch.autograd.grad(loss, leaves, create_graph=create_graph)
+            torch.testing.assert_close(found, expected)
+
+
+def test_float16_means_of_large_losses() -> None:
+    leaves, target = make_inputs(torch.float16)
+    for options in ({"weight": torch.full((CLASSES,), 3000.0).half()}, {"z_loss": 50.0}):
+        loss = fused(leaves, target, **options)
+        assert loss.isfinite()
+        torch.testing.assert_close(loss, apart(leaves, target, **options))
+
+
+def test_means_of_rows_that_weigh_nothing() -> None:
+    """In a chunk where none weighs anything, smoothing and the z-loss count all the same."""
+    leaves, target = make_inputs()
+    target[:20] = 0
+    weight = torch.linspace(0.5, 2, CLASSES, dtype=torch.float64)
+    weight[0] = 0
+    for options in ({"label_smoothing": 0.1}, {"z_loss": 0.1}, {}):
+        ours = results(fused, leaves, target, weight=weight, **options)
+        torch.testing.assert_close(ours, results(apart, leaves, target, weight=weight, **options))
+
+
+def test_a_guess_beyond_the_dtype() -> None:
+    for dtype in (torch.float64, torch.float32, torch.float16):
+        leaves, target = make_inputs(dtype)
+        for _ in range(3):
+            found = torch.autograd.grad(fused(leaves, target), leaves)
+            torch.testing.assert_close(found, torch.autograd.grad(apart(leaves, target), leaves))
+        leaves, target = make_inputs(torch.float64)
+        for _ in range(3):
+            torch.autograd.grad(fused(leaves, target) * 1e300, leaves)
+
+
+def test_compiled_autograd() -> None:
+    leaves, target = make_inputs(torch.float32)
+    expected = torch.autograd.grad(apart(leaves, target), leaves)
+    for _ in range(3):
+        loss = fused(leaves, target)
+        with compiled_autograd._enable(torch.compile(backend="eager")):
+            found = torch.autograd.grad(loss, leaves)
+        torch.testing.assert_close(found, expected)
 
 
 def test_one_row_and_none() -> None:
@@ -429,8 +496,11 @@ def test_a_bad_label_is_named_by_its_row(label: int) -> None:
         call(target=target)
 
 
-def test_ignore_index_of_none() -> None:
+def test_other_numbers() -> None:
     assert torch.equal(call(ignore_index=None), call())
+    assert torch.equal(call(ignore_index=np.int64(-100)), call())
+    assert torch.equal(call(label_smoothing=np.float32(0.5)), call(label_smoothing=0.5))
+    assert torch.equal(call(z_loss=torch.tensor(0.5)), call(z_loss=0.5))
 
 
 def test_module() -> None:
@@ -448,6 +518,7 @@ def test_module() -> None:
         torch.testing.assert_close(module(input, target), torchs(input, target))
 
 
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="the process is what grows")
 def test_memory() -> None:
     """262 MB of logits, and as many of their gradient, are not there at a time."""
     _C.set_chunk_bytes(0)

@@ -3,12 +3,11 @@
 #include <ATen/autocast_mode.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
-
-#include <vector>
 
 #include "autograd/derivatives.h"
 #include "autograd/upstream_guess.h"
@@ -30,14 +29,14 @@ at::Tensor logits_of(const LinearCrossEntropyArgs& args) {
 }
 
 ForwardOutputs linear_cross_entropy_forward_composite(const LinearCrossEntropyArgs& args) {
-  check(args);
   return cross_entropy_forward(args.with_logits(logits_of(args)));
 }
 
 LayerGradients linear_cross_entropy_backward_composite(const LinearCrossEntropyArgs& args,
                                                        const CrossEntropyGradArgs& grad,
                                                        Wanted wanted) {
-  check(args, grad);
+  check_chunks(args, grad);
+  const NoAutocast as_in_the_forward_pass;
   const at::Tensor logits = logits_of(args);
   const at::Tensor of_logits =
       cross_entropy_backward(args.with_logits(logits), grad).flatten(/*start_dim=*/1);
@@ -63,8 +62,7 @@ bool needs_all_logits(const LinearCrossEntropyArgs& args) {
 }
 
 bool gains_from_chunks(const LinearCrossEntropyArgs& args) {
-  if (args.input.dim() != 2 || needs_all_logits(args) ||
-      at::autocast::is_autocast_enabled(args.input.device().type())) {
+  if (args.input.dim() != 2 || needs_all_logits(args)) {
     return false;
   }
   c10::SymInt bytes(static_cast<int64_t>(args.input.element_size()));
@@ -84,12 +82,15 @@ UpstreamGuess& guess() {
 // What the upstream gradient of a loss that is recorded now is expected to be, if the gradients are
 // to be computed with it: not where they would be sums over rows of unlike factors, nor where a
 // host does not see at once whether the guess was right, nor where these are not all there is to a
-// call.
+// call. None that the loss's dtype does not hold.
 std::optional<double> expected_upstream(const LinearCrossEntropyArgs& args) {
   const bool is_not_plain = any_tensor(args, [](const at::Tensor& x) { return !is_plain(x); });
   const bool gains = args.input.is_cpu() && args.reduction != Reduction::kNone &&
                      !args.return_lse && !is_not_plain && !has_modes() && !packs_what_is_saved();
-  return gains ? guess().upstream() : std::nullopt;
+  const auto upstream = gains ? guess().upstream() : std::nullopt;
+  const auto type = args.with_logits(args.input).result_type();
+  const auto held = [&] { return at::full({}, *upstream, at::kDouble).to(type).item<double>(); };
+  return upstream && held() == *upstream ? upstream : std::nullopt;
 }
 
 // Those that wait for the backward pass. Given away once: whoever gets them may add to them in
@@ -97,28 +98,35 @@ std::optional<double> expected_upstream(const LinearCrossEntropyArgs& args) {
 void save_early(AutogradContext* ctx, const LayerGradients& gradients, double upstream) {
   const auto& [of_input, of_weight, of_bias] = gradients;
   guess().add_waiting(of_weight);
-  ctx->saved_data["early_gradients"] = std::vector<at::Tensor>{of_input, of_weight, of_bias};
-  ctx->saved_data["early_gradients_upstream"] = upstream;
+  ctx->saved_data["early_grad_input"] = of_input;
+  ctx->saved_data["early_grad_weight"] = of_weight;
+  ctx->saved_data["early_grad_bias"] = of_bias;
+  ctx->saved_data["early_gradient_upstream"] = upstream;
 }
 
 // None where they did not wait, or are of no use. The guess is told of every backward pass.
 std::optional<LayerGradients> take_early(AutogradContext* ctx, const at::Tensor& grad_loss) {
-  std::vector<at::Tensor> gradients(3);
-  const auto saved = ctx->saved_data.find("early_gradients");
-  if (saved != ctx->saved_data.end()) {
-    gradients = saved->second.toTensorVector();
-    ctx->saved_data.erase(saved);
-  }
-  guess().remove_waiting(gradients[1]);
-  if (!gradients[1].defined() || at::GradMode::is_enabled() || needs_composite(grad_loss) ||
+  const auto take = [&](const char* name) {
+    const auto saved = ctx->saved_data.find(name);
+    const bool is_there = saved != ctx->saved_data.end();
+    const at::Tensor gradient = is_there ? saved->second.toTensor() : at::Tensor();
+    if (is_there) {
+      ctx->saved_data.erase(saved);
+    }
+    return gradient;
+  };
+  const LayerGradients gradients{take("early_grad_input"), take("early_grad_weight"),
+                                 take("early_grad_bias")};
+  const at::Tensor& of_weight = std::get<1>(gradients);
+  guess().remove_waiting(of_weight);
+  if (!of_weight.defined() || at::GradMode::is_enabled() || needs_composite(grad_loss) ||
       !is_plain(grad_loss)) {
     return std::nullopt;
   }
   const auto upstream = grad_loss.item<double>();
-  const bool was_right = upstream == ctx->saved_data["early_gradients_upstream"].toDouble();
+  const bool was_right = upstream == ctx->saved_data["early_gradient_upstream"].toDouble();
   guess().came(upstream, was_right);
-  return was_right ? std::make_optional(LayerGradients{gradients[0], gradients[1], gradients[2]})
-                   : std::nullopt;
+  return was_right ? std::make_optional(gradients) : std::nullopt;
 }
 
 class LinearCrossEntropyFunction : public torch::autograd::Function<LinearCrossEntropyFunction> {
@@ -160,7 +168,8 @@ class LinearCrossEntropyFunction : public torch::autograd::Function<LinearCrossE
     const LinearCrossEntropyArgs args{saved_options(ctx), saved[0], saved[1],
                                       linear_bias,        saved[3], weight};
     if (!grad_outputs[0].defined()) {
-      const CrossEntropyArgs of_logits = args.with_logits(placeholder_logits(args));
+      const at::Tensor logits = placeholder_logits(args);
+      const CrossEntropyArgs of_logits = args.with_logits(logits);
       grad_outputs[0] = at::zeros_symint(loss_shape(of_logits),
                                          args.input.options().dtype(of_logits.result_type()));
     }
@@ -212,7 +221,11 @@ LayerGradients linear_cross_entropy_backward_autograd(const LinearCrossEntropyAr
   return linear_cross_entropy_backward(args, grad, wanted);
 }
 
-ForwardOutputs linear_cross_entropy(const LinearCrossEntropyArgs& args) {
+ForwardOutputs linear_cross_entropy_whole_or_in_chunks(const LinearCrossEntropyArgs& args) {
+  if (at::autocast::is_autocast_enabled(args.input.device().type())) {
+    check_layer_shapes(args);  // dtypes are what autocast makes of them
+    return linear_cross_entropy_forward_composite(args);
+  }
   check(args);
   return gains_from_chunks(args) ? linear_cross_entropy_forward(args)
                                  : linear_cross_entropy_forward_composite(args);
@@ -221,7 +234,7 @@ ForwardOutputs linear_cross_entropy(const LinearCrossEntropyArgs& args) {
 }  // namespace
 
 TORCH_LIBRARY_IMPL(softreg_ext, CompositeImplicitAutograd, m) {
-  m.impl("linear_cross_entropy", &linear_forward_entry<linear_cross_entropy>);
+  m.impl("linear_cross_entropy", &linear_forward_entry<linear_cross_entropy_whole_or_in_chunks>);
 }
 
 TORCH_LIBRARY_IMPL(softreg_ext, Autograd, m) {

@@ -44,13 +44,13 @@ void cross_entropy_correction_meta(const CrossEntropyArgs& args, const CrossEntr
 }
 
 ForwardOutputs linear_cross_entropy_forward_meta(const LinearCrossEntropyArgs& args) {
-  check(args);
+  check_chunks(args);
   return empty_forward_outputs(args.with_logits(placeholder_logits(args)));
 }
 
 LayerGradients linear_cross_entropy_backward_meta(const LinearCrossEntropyArgs& args,
                                                   const CrossEntropyGradArgs& grad, Wanted wanted) {
-  check(args, grad);
+  check_chunks(args, grad);
   const auto empty = [&](bool is_wanted, const at::Tensor& like) {
     return is_wanted ? at::empty_symint(like.sym_sizes(), like.options())
                      : at::empty({0}, args.input.options());
