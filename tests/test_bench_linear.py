@@ -1,0 +1,58 @@
+"""The benchmark of linear_cross_entropy: what it times is checked, and the report says what was."""
+
+import csv
+from pathlib import Path
+
+import bench_linear
+import measure
+import pytest
+import torch
+from bench_linear import PRODUCTS, Size
+from torch import Tensor
+
+import softreg_ext
+
+SMALL = Size(6, 4, 5)
+
+
+def wrong(input: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    return bench_linear.eager(input, weight, target) * 1.001
+
+
+def with_peer(monkeypatch: pytest.MonkeyPatch, **peers: bench_linear.Loss) -> None:
+    ours = {"softreg_ext": softreg_ext.linear_cross_entropy}
+    monkeypatch.setattr(bench_linear, "peers", lambda: {**ours, **peers})
+    monkeypatch.setattr(measure, "BLOCK_SECONDS", 1e-5)
+    monkeypatch.setattr(bench_linear, "SIZES", (SMALL,))
+
+
+def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_peer(monkeypatch, eager=bench_linear.eager)
+    threads = torch.get_num_threads()
+    bench_linear.main(["--seconds", "0.01", "--threads", "1", "--out", str(tmp_path)])
+    torch.set_num_threads(threads)
+    with (tmp_path / "linear.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    found = [(row["mode"], row["peer"]) for row in rows]
+    peers = ["softreg_ext", "eager"]
+    expected = [(mode, peer) for mode in bench_linear.MODES for peer in peers]
+    assert found == [*expected, (bench_linear.MODES[-1], PRODUCTS)]
+    assert all(float(row["median_s"]) > 0 and row["torch"] == torch.__version__ for row in rows)
+    lines = (tmp_path / "linear.md").read_text().splitlines()
+    table = [line.split(" | ") for line in lines if line.startswith("| 6x4x5")]
+    assert [(line[1], line[2]) for line in table] == found
+    for line, row in zip(table, rows, strict=True):
+        ours = next(other for other in rows if other["mode"] == row["mode"])
+        assert line[4] == f"{float(row['median_s']) / float(ours['median_s']):.2f}"
+
+
+def test_wrong_peers_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_peer(monkeypatch, wrong=wrong)
+    with pytest.raises(AssertionError, match="6x4x5: wrong is wrong by"):
+        next(bench_linear.measure(SMALL, 1, 0.01))
+
+
+def test_bad_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        bench_linear.main(["--seconds", "0"])
+    assert "--seconds must be positive, but got 0.0" in capsys.readouterr().err
