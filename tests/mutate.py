@@ -127,7 +127,7 @@ MUTATIONS = [
     ),
     Mutation("cpu/kernels.inc.h", "forward_args.logits.inner == grad.inner", "true"),
     Mutation("cpu/cross_entropy.cpp", "is_mean && divisor != expected", "false"),
-    Mutation("autograd/cross_entropy.cpp", "ctx->saved_data.erase(saved);", ""),
+    Mutation("autograd/derivatives.cpp", "ctx->saved_data.erase(saved);", ""),
     Mutation("autograd/cross_entropy.cpp", " && !at::GradMode::is_enabled()", ""),
     Mutation("autograd/upstream_guess.cpp", "upstream != 0 && ", ""),
     Mutation("autograd/upstream_guess.cpp", "    upstream_ = upstream;\n", ""),
@@ -154,7 +154,6 @@ MUTATIONS = [
     Mutation("linear_cross_entropy.cpp", "*grad.grad_lse", "*grad.grad_lse * 2"),
     Mutation("linear_cross_entropy.cpp", "classes.of(of_weight_)", "of_weight_"),
     Mutation("autograd/linear_cross_entropy.cpp", "return was_right ?", "return true ?"),
-    Mutation("autograd/linear_cross_entropy.cpp", "ctx->saved_data.erase(saved);", ""),
     Mutation("autograd/linear_cross_entropy.cpp", "at::GradMode::is_enabled() || ", ""),
 ]
 

@@ -27,14 +27,9 @@ void save_early_gradient(AutogradContext* ctx, const CrossEntropyArgs& args, at:
 // in place. Without a taker it is freed: the loss may outlive its graph.
 at::Tensor take_early_gradient(AutogradContext* ctx, const CrossEntropyArgs& args,
                                const CrossEntropyGradArgs& grad) {
-  at::Tensor grad_logits;
-  double upstream = 0;
-  const auto saved = ctx->saved_data.find("early_gradient");
-  if (saved != ctx->saved_data.end()) {
-    grad_logits = std::move(saved->second).toTensor();
-    ctx->saved_data.erase(saved);
-    upstream = ctx->saved_data["early_gradient_upstream"].toDouble();
-  }
+  const at::Tensor grad_logits = take(ctx, "early_gradient");
+  const double upstream =
+      grad_logits.defined() ? ctx->saved_data["early_gradient_upstream"].toDouble() : 0;
   const bool is_of_use = ctx->needs_input_grad(0) && !at::GradMode::is_enabled() &&
                          !needs_composite(grad.grad_loss) &&
                          correct(args, grad, grad_logits, upstream);

@@ -47,6 +47,16 @@ void save(torch::autograd::AutogradContext* ctx, const CrossEntropyOptions& opti
   ctx->saved_data["softcap"] = options.softcap;
 }
 
+at::Tensor take(torch::autograd::AutogradContext* ctx, const char* name) {
+  at::Tensor taken;
+  const auto saved = ctx->saved_data.find(name);
+  if (saved != ctx->saved_data.end()) {
+    taken = std::move(saved->second).toTensor();
+    ctx->saved_data.erase(saved);
+  }
+  return taken;
+}
+
 CrossEntropyOptions saved_options(torch::autograd::AutogradContext* ctx) {
   return {static_cast<Reduction>(ctx->saved_data["reduction"].toInt()),
           ctx->saved_data["ignore_index"].toInt(),

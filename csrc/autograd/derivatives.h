@@ -20,6 +20,8 @@ bool has_modes();  // of Python, which see every op
 bool packs_what_is_saved();
 
 void save(torch::autograd::AutogradContext* ctx, const CrossEntropyOptions& options);
+// A tensor that was put into ctx->saved_data, for once; undefined where there is none.
+at::Tensor take(torch::autograd::AutogradContext* ctx, const char* name);
 CrossEntropyOptions saved_options(torch::autograd::AutogradContext* ctx);
 
 }  // namespace softreg

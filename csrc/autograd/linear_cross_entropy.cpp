@@ -106,17 +106,8 @@ void save_early(AutogradContext* ctx, const LayerGradients& gradients, double up
 
 // None where they did not wait, or are of no use. The guess is told of every backward pass.
 std::optional<LayerGradients> take_early(AutogradContext* ctx, const at::Tensor& grad_loss) {
-  const auto take = [&](const char* name) {
-    const auto saved = ctx->saved_data.find(name);
-    const bool is_there = saved != ctx->saved_data.end();
-    const at::Tensor gradient = is_there ? saved->second.toTensor() : at::Tensor();
-    if (is_there) {
-      ctx->saved_data.erase(saved);
-    }
-    return gradient;
-  };
-  const LayerGradients gradients{take("early_grad_input"), take("early_grad_weight"),
-                                 take("early_grad_bias")};
+  const LayerGradients gradients{take(ctx, "early_grad_input"), take(ctx, "early_grad_weight"),
+                                 take(ctx, "early_grad_bias")};
   const at::Tensor& of_weight = std::get<1>(gradients);
   guess().remove_waiting(of_weight);
   if (!of_weight.defined() || at::GradMode::is_enabled() || needs_composite(grad_loss) ||
