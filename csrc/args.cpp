@@ -44,7 +44,12 @@ ForwardOutputs empty_forward_outputs(const CrossEntropyArgs& args) {
 at::Tensor empty_grad_logits(const CrossEntropyArgs& args) { return at::empty_like(args.logits); }
 
 at::Tensor placeholder_logits(const LinearCrossEntropyArgs& args) {
-  return at::empty({}, args.input.options()).expand_symint(args.logits_shape());
+  return at::empty({}, args.input.options().dtype(args.logits_type()))
+      .expand_symint(args.logits_shape());
+}
+
+at::ScalarType loss_type(const LinearCrossEntropyArgs& args) {
+  return args.with_logits(placeholder_logits(args)).result_type();
 }
 
 at::Tensor empty_grad_target(const CrossEntropyArgs& args) { return at::empty_like(args.target); }

@@ -98,23 +98,9 @@ void check_tensor(const at::Tensor& tensor, const char* name, const CrossEntropy
               tensor.sym_sizes(), " on ", tensor.device());
 }
 
-void check_layer_types(const LinearCrossEntropyArgs& args) {
-  const at::Tensor& input = args.input;
-  const auto check_like_input = [&](const at::Tensor& x, const char* name) {
-    TORCH_CHECK(x.scalar_type() == input.scalar_type(), "linear_cross_entropy: ", name,
-                " must have input's dtype ", input.scalar_type(), ", but got ", x.scalar_type());
-    TORCH_CHECK(x.device() == input.device(), "linear_cross_entropy: ", name, " is on ", x.device(),
-                ", but input is on ", input.device());
-  };
-  check_like_input(args.linear_weight, "linear_weight");
-  if (args.has_bias()) {
-    check_like_input(*args.linear_bias, "linear_bias");
-  }
-}
-
 }  // namespace
 
-void check_layer_shapes(const LinearCrossEntropyArgs& args) {
+void check_layer(const LinearCrossEntropyArgs& args) {
   const at::Tensor &input = args.input, &weight = args.linear_weight;
   TORCH_CHECK(input.dim() == 1 || input.dim() == 2,
               "linear_cross_entropy: input must have shape (N, features) or (features), but got ",
@@ -135,16 +121,21 @@ void check_layer_shapes(const LinearCrossEntropyArgs& args) {
                 "linear_cross_entropy: linear_bias must have shape ", shape, ", but got ",
                 bias.sym_sizes());
   }
-}
-
-void check(const LinearCrossEntropyArgs& args) {
-  check_layer_shapes(args);
-  check_layer_types(args);
-  check(args.with_logits(placeholder_logits(args)));
+  const auto check_like_input = [&](const at::Tensor& x, const char* name) {
+    TORCH_CHECK(x.scalar_type() == input.scalar_type(), "linear_cross_entropy: ", name,
+                " must have input's dtype ", input.scalar_type(), ", but got ", x.scalar_type());
+    TORCH_CHECK(x.device() == input.device(), "linear_cross_entropy: ", name, " is on ", x.device(),
+                ", but input is on ", input.device());
+  };
+  check_like_input(args.linear_weight, "linear_weight");
+  if (args.has_bias()) {
+    check_like_input(*args.linear_bias, "linear_bias");
+  }
 }
 
 void check_chunks(const LinearCrossEntropyArgs& args) {
-  check(args);
+  check_layer(args);
+  check(args.with_logits(placeholder_logits(args)));
   TORCH_CHECK(args.input.dim() == 2,
               "linear_cross_entropy: only input of shape (N, features) comes in chunks, but got ",
               args.input.sym_sizes());

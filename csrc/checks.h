@@ -14,8 +14,7 @@ void check_grad_target(const CrossEntropyArgs& args, const CrossEntropyGradArgs&
 void check_correction(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad,
                       const at::Tensor& grad_logits, const at::Tensor& report);
 
-void check_layer_shapes(const LinearCrossEntropyArgs& args);
-void check(const LinearCrossEntropyArgs& args);
+void check_layer(const LinearCrossEntropyArgs& args);  // without the loss's own arguments
 void check_chunks(const LinearCrossEntropyArgs& args);
 void check_chunks(const LinearCrossEntropyArgs& args, const CrossEntropyGradArgs& grad);
 

@@ -18,6 +18,8 @@ struct LinearCrossEntropyArgs : CrossEntropyOptions {
   const at::Tensor& target;                      // as for logits (N, C, d1, ..., dK)
   const std::optional<at::Tensor>& weight;       // (C)
   bool return_lse = false;
+  // The product is rounded to the layer's dtype, the loss computed in float32: as under autocast.
+  bool float_logits = false;
 
   bool has_bias() const { return linear_bias.has_value() && linear_bias->defined(); }
   bool has_weight() const { return weight.has_value() && weight->defined(); }
@@ -28,6 +30,11 @@ struct LinearCrossEntropyArgs : CrossEntropyOptions {
     shape.pop_back();
     shape.append(linear_weight.sym_sizes().begin(), linear_weight.sym_sizes().end() - 1);
     return shape;
+  }
+
+  at::ScalarType logits_type() const {
+    const at::ScalarType type = input.scalar_type();
+    return float_logits ? accumulator_type(type) : type;
   }
 
   // The loss's arguments for logits that are there.
@@ -45,18 +52,23 @@ using LinearForwardImplementation = ForwardOutputs(const LinearCrossEntropyArgs&
 using LinearBackwardImplementation = LayerGradients(const LinearCrossEntropyArgs&,
                                                     const CrossEntropyGradArgs&, Wanted);
 
-// What is registered for the ops.
-template <auto* implementation>
+// What is registered for the ops; `more`: where it is not always what it is by default,
+// float_logits.
+template <auto* implementation, typename... More>
 auto linear_forward_entry(const at::Tensor& input, const at::Tensor& linear_weight,
                           const std::optional<at::Tensor>& linear_bias, const at::Tensor& target,
                           const std::optional<at::Tensor>& weight, int64_t reduction,
                           int64_t ignore_index, double label_smoothing, double z_loss,
-                          double logit_scale, std::optional<double> softcap, bool return_lse) {
+                          double logit_scale, std::optional<double> softcap, bool return_lse,
+                          More... more) {
   const CrossEntropyOptions options =
       packed_options(reduction, ignore_index, label_smoothing, z_loss, logit_scale, softcap);
-  return results(
-      implementation({options, input, linear_weight, linear_bias, target, weight, return_lse}));
+  return results(implementation(
+      {options, input, linear_weight, linear_bias, target, weight, return_lse, more...}));
 }
+
+template <LinearForwardImplementation implementation>
+constexpr auto* linear_chunks_entry = &linear_forward_entry<implementation, bool>;
 
 template <auto* implementation>
 auto linear_backward_entry(const at::Tensor& grad_loss, const std::optional<at::Tensor>& grad_lse,
@@ -65,14 +77,18 @@ auto linear_backward_entry(const at::Tensor& grad_loss, const std::optional<at::
                            const at::Tensor& state, const at::Tensor& total_weight,
                            const std::optional<at::Tensor>& weight, int64_t reduction,
                            int64_t ignore_index, double label_smoothing, double z_loss,
-                           double logit_scale, std::optional<double> softcap, Wanted wanted) {
+                           double logit_scale, std::optional<double> softcap, bool float_logits,
+                           Wanted wanted) {
   const CrossEntropyOptions options =
       packed_options(reduction, ignore_index, label_smoothing, z_loss, logit_scale, softcap);
-  return implementation({options, input, linear_weight, linear_bias, target, weight},
-                        {grad_loss, grad_lse, state, total_weight}, wanted);
+  const bool return_lse = false;  // of no use to the backward pass
+  return implementation(
+      {options, input, linear_weight, linear_bias, target, weight, return_lse, float_logits},
+      {grad_loss, grad_lse, state, total_weight}, wanted);
 }
 
 // Logits in shape and dtype only: one element, expanded.
 at::Tensor placeholder_logits(const LinearCrossEntropyArgs& args);
+at::ScalarType loss_type(const LinearCrossEntropyArgs& args);
 
 }  // namespace softreg

@@ -2,10 +2,8 @@
 #include "linear_cross_entropy.h"
 
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
-#include <ATen/ops/mm.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
@@ -15,7 +13,9 @@
 #include <vector>
 
 #include "checks.h"
+#include "layer_products.h"
 #include "ops.h"
+#include "parts.h"
 
 namespace softreg {
 
@@ -34,15 +34,12 @@ int64_t set_chunk_bytes(int64_t bytes) { return chosen_chunk_bytes.exchange(byte
 
 namespace {
 
-constexpr int64_t parts_of(int64_t n, int64_t in_part) { return (n + in_part - 1) / in_part; }
-
 // Matrix products take rows by so many at a time, as a rule.
 constexpr int64_t kRows = 16;
 
-// How many rows of `columns` items are in a chunk: one at least, whatever its bytes.
-int64_t most_rows(int64_t bytes, int64_t columns, const at::Tensor& items) {
-  const int64_t row_bytes = std::max<int64_t>(1, columns * items.element_size());
-  const int64_t rows = std::max<int64_t>(1, bytes / row_bytes);
+// How many rows are in a chunk: one at least, whatever its bytes.
+int64_t most_rows(int64_t bytes, int64_t row_bytes) {
+  const int64_t rows = std::max<int64_t>(1, bytes / std::max<int64_t>(1, row_bytes));
   return rows < kRows ? rows : rows / kRows * kRows;
 }
 
@@ -60,10 +57,15 @@ class Layer {
         weight_(args.linear_weight.flatten(0, -2)),
         bias_(args.has_bias() ? args.linear_bias->flatten() : at::Tensor()),
         rows_(args.input.size(0)) {
-    const int64_t most = most_rows(chunk_bytes(args.input), outputs(), args.input);
+    // What is multiplied is in the layer's dtype: a copy, and perhaps the product's own.
+    const int64_t copies = args.float_logits ? 2 : 0;
+    const int64_t item_bytes =
+        c10::elementSize(args.logits_type()) + copies * args.input.element_size();
+    const int64_t most = most_rows(chunk_bytes(args.input), outputs() * item_bytes);
     const int64_t even = parts_of(rows_, std::max<int64_t>(1, parts_of(rows_, most)));
-    rows_in_chunk_ = std::min({most, parts_of(even, kRows) * kRows, rows_});
-    buffer_ = at::empty({rows_in_chunk_, outputs()}, args.input.options());
+    rows_in_chunk_ = std::min({most, rounded_up(even, kRows), rows_});
+    buffer_ =
+        at::empty({rows_in_chunk_, outputs()}, args.input.options().dtype(args.logits_type()));
   }
 
   const at::Tensor& weight() const { return weight_; }
@@ -80,11 +82,7 @@ class Layer {
   // (count, C, d1, ..., dK), where the last chunk's were.
   at::Tensor logits(const Chunk& chunk) const {
     at::Tensor result = buffer_.narrow(0, 0, chunk.count);
-    if (bias_.defined()) {
-      at::addmm_out(result, bias_, chunk.of(args_.input), weight_.t());
-    } else {
-      at::mm_out(result, chunk.of(args_.input), weight_.t());
-    }
+    layer_output(result, chunk.of(args_.input), weight_, bias_);
     std::vector<int64_t> shape = args_.linear_weight.sizes().vec();
     shape.pop_back();
     shape.insert(shape.begin(), chunk.count);
@@ -119,7 +117,7 @@ class GradientSums {
     of_input_ = allocated(wanted[0], args.input.sizes(), type);
     of_weight_ = allocated(wanted[1], layer.weight().sizes(), sum_type);
     of_bias_ = allocated(wanted[2], {layer.outputs()}, accumulator_type(type)).zero_();
-    if (sum_type != type || args.input.size(0) == 0) {  // else the first product overwrites it
+    if (args.input.size(0) == 0) {  // else the first product overwrites it
       of_weight_.zero_();
     }
   }
@@ -127,13 +125,14 @@ class GradientSums {
   // The gradient of a chunk's logits takes their place.
   void add(const Chunk& chunk, const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad) {
     cross_entropy_backward_in_place(args, grad);
-    const at::Tensor grad_logits = args.logits.view({chunk.count, layer_.outputs()});
+    const at::Tensor grad_logits =
+        layer_factor(args.logits.view({chunk.count, layer_.outputs()}), args_.input);
     if (wanted_[0]) {
       at::Tensor rows = chunk.of(of_input_);
-      at::mm_out(rows, grad_logits, layer_.weight());
+      layer_grad_input(rows, grad_logits, layer_.weight());
     }
     if (wanted_[1]) {
-      add_to_weight(grad_logits, chunk.of(args_.input), chunk.first == 0);
+      layer_grad_weight(of_weight_, grad_logits, chunk.of(args_.input), chunk.first == 0);
     }
     if (wanted_[2]) {
       of_bias_.add_(grad_logits.sum(at::IntArrayRef{0}, /*keepdim=*/false, of_bias_.scalar_type()));
@@ -149,19 +148,6 @@ class GradientSums {
   }
 
  private:
-  void add_to_weight(const at::Tensor& grad_logits, const at::Tensor& input, bool is_first) {
-    if (of_weight_.scalar_type() == input.scalar_type()) {
-      of_weight_.addmm_(grad_logits.t(), input, /*beta=*/is_first ? 0 : 1);
-      return;
-    }
-    // A product in a half type is a tensor of its own: of some classes at a time.
-    const int64_t most = most_rows(chunk_bytes(input) / 4, input.size(1), input);
-    for (int64_t first = 0; first < layer_.outputs(); first += most) {
-      const Chunk classes{first, std::min(most, layer_.outputs() - first)};
-      classes.of(of_weight_).add_(at::mm(classes.of(grad_logits.t()), input));
-    }
-  }
-
   const LinearCrossEntropyArgs& args_;
   const Layer& layer_;
   Wanted wanted_;
@@ -291,15 +277,15 @@ LinearForwardWithGradientOutputs linear_cross_entropy_forward_with_gradient(
   const NoAutocast no_autocast;
   const Layer layer(args);
   GradientSums sums(args, layer, wanted);
-  const at::ScalarType type = args.with_logits(args.input).result_type();
-  const at::Tensor upstream = at::scalar_tensor(grad_loss, args.input.options().dtype(type));
+  const at::Tensor upstream =
+      at::scalar_tensor(grad_loss, args.input.options().dtype(loss_type(args)));
   ForwardOutputs out = run_forward(args, layer, upstream, &sums);
   return {std::move(out), sums.results()};
 }
 
 TORCH_LIBRARY_IMPL(softreg_ext, CompositeExplicitAutograd, m) {
   m.impl("linear_cross_entropy_forward",
-         &linear_forward_entry<linear_cross_entropy_forward_in_chunks>);
+         linear_chunks_entry<linear_cross_entropy_forward_in_chunks>);
   m.impl("linear_cross_entropy_backward",
          &linear_backward_entry<linear_cross_entropy_backward_in_chunks>);
 }

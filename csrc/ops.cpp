@@ -18,7 +18,9 @@ using InPlaceSchema = decltype(backward_entry<cross_entropy_backward_in_place>);
 using CorrectionSchema =
     std::remove_pointer_t<decltype(correction_entry<cross_entropy_correction>)>;
 
-using LinearForwardSchema = decltype(linear_forward_entry<linear_cross_entropy_forward>);
+using LinearSchema = decltype(linear_forward_entry<linear_cross_entropy>);
+using LinearForwardSchema =
+    std::remove_pointer_t<decltype(linear_chunks_entry<linear_cross_entropy_forward>)>;
 using LinearBackwardSchema = decltype(linear_backward_entry<linear_cross_entropy_backward>);
 
 template <typename Schema>
@@ -44,12 +46,13 @@ auto call_backward(const c10::TypedOperatorHandle<Schema>& op, const CrossEntrop
                  args.optional_softcap(), more...);
 }
 
-ForwardOutputs call_linear_forward(const c10::TypedOperatorHandle<LinearForwardSchema>& op,
-                                   const LinearCrossEntropyArgs& args) {
+template <typename Schema, typename... More>
+ForwardOutputs call_linear_forward(const c10::TypedOperatorHandle<Schema>& op,
+                                   const LinearCrossEntropyArgs& args, const More&... more) {
   auto [loss, lse, state, total_weight] =
       op.call(args.input, args.linear_weight, args.linear_bias, args.target, args.weight,
               static_cast<int64_t>(args.reduction), args.ignore_index, args.label_smoothing,
-              args.z_loss, args.logit_scale, args.optional_softcap(), args.return_lse);
+              args.z_loss, args.logit_scale, args.optional_softcap(), args.return_lse, more...);
   return {std::move(loss), std::move(lse), std::move(state), std::move(total_weight)};
 }
 
@@ -95,13 +98,13 @@ void cross_entropy_correction(const CrossEntropyArgs& args, const CrossEntropyGr
 }
 
 ForwardOutputs linear_cross_entropy(const LinearCrossEntropyArgs& args) {
-  static const auto op = find_op<LinearForwardSchema>("softreg_ext::linear_cross_entropy");
+  static const auto op = find_op<LinearSchema>("softreg_ext::linear_cross_entropy");
   return call_linear_forward(op, args);
 }
 
 ForwardOutputs linear_cross_entropy_forward(const LinearCrossEntropyArgs& args) {
   static const auto op = find_op<LinearForwardSchema>("softreg_ext::linear_cross_entropy_forward");
-  return call_linear_forward(op, args);
+  return call_linear_forward(op, args, args.float_logits);
 }
 
 LayerGradients linear_cross_entropy_backward(const LinearCrossEntropyArgs& args,
@@ -111,7 +114,7 @@ LayerGradients linear_cross_entropy_backward(const LinearCrossEntropyArgs& args,
   return op.call(grad.grad_loss, grad.grad_lse, args.input, args.linear_weight, args.linear_bias,
                  args.target, grad.state, grad.total_weight, args.weight,
                  static_cast<int64_t>(args.reduction), args.ignore_index, args.label_smoothing,
-                 args.z_loss, args.logit_scale, args.optional_softcap(), wanted);
+                 args.z_loss, args.logit_scale, args.optional_softcap(), args.float_logits, wanted);
 }
 
 TORCH_LIBRARY(softreg_ext, m) {
@@ -139,10 +142,11 @@ TORCH_LIBRARY(softreg_ext, m) {
       "Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor target, ";
   const std::string linear_arguments = layer + options + ", bool return_lse";
   define("linear_cross_entropy(" + linear_arguments + ") -> (" + results + ")");
-  define("linear_cross_entropy_forward(" + linear_arguments + ") -> (" + results + ")");
+  define("linear_cross_entropy_forward(" + linear_arguments + ", bool float_logits) -> (" +
+         results + ")");
   define("linear_cross_entropy_backward(" + upstream + layer +
          "Tensor state, Tensor total_weight, " + options +
-         ", bool[3] wanted) -> (Tensor grad_input, Tensor grad_linear_weight, "
+         ", bool float_logits, bool[3] wanted) -> (Tensor grad_input, Tensor grad_linear_weight, "
          "Tensor grad_linear_bias)");
 }
 

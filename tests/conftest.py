@@ -1,13 +1,16 @@
 """Which kernels the tests run on, and where."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
 from cases import DEVICE
 from surroundings import why_no_gpu
 
-import softreg_ext  # noqa: F401 - its ops come first, for a library to take the place of their kernels
+from softreg_ext._extension import (
+    _C,  # its ops come first, for a library to take their kernels' place
+)
 
 # The CUDA kernels compiled for the host (tests/cuda/test_on_host.py), in the place of the CPU's.
 if "SOFTREG_CUDA_ON_HOST" in os.environ:
@@ -20,3 +23,11 @@ if "SOFTREG_DEVICE" in os.environ:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("cuda") and (missing := why_no_gpu()):
         pytest.skip(missing)
+
+
+@pytest.fixture
+def small_chunks() -> Iterator[None]:
+    """Of linear_cross_entropy: fifteen rows of fifty float32 logits at a time."""
+    before = _C.set_chunk_bytes(3000)
+    yield
+    _C.set_chunk_bytes(before)

@@ -17,7 +17,7 @@ SUITES += ["test_k_dimensional.py", "test_autograd.py", "test_properties.py"]
 SUITES += ["test_large_gradients.py", "cpu/test_large_results.py"]
 SUITES += ["test_early_gradient.py", "test_forward_with_gradient.py", "test_sums.py"]
 SUITES += ["test_few_long_rows.py", "test_in_place.py", "cpu/test_rounding.py"]
-SUITES += ["test_linear.py"]
+SUITES += ["test_linear.py", "test_linear_autocast.py", "test_linear_products.py"]
 
 
 class Mutation(NamedTuple):
@@ -152,8 +152,19 @@ MUTATIONS = [
     Mutation("linear_cross_entropy.cpp", "of_chunk.args.reduction = args.reduction;", ""),
     Mutation("linear_cross_entropy.cpp", "has_row_losses ? chunk.of(grad.grad_loss) :", ""),
     Mutation("linear_cross_entropy.cpp", "*grad.grad_lse", "*grad.grad_lse * 2"),
-    Mutation("linear_cross_entropy.cpp", "classes.of(of_weight_)", "of_weight_"),
+    Mutation("layer_products.cpp", "is_first ? sum.copy_(of_classes) :", ""),
+    Mutation("layer_products.cpp", "is_first ? 0 : 1", "1"),
+    Mutation("layer_products.cpp", "block.of_rows(weight)", "weight.narrow(0, 0, block.count)"),
+    Mutation("layer_products.cpp", "sum.addmm_(", "at::addmm(sum, "),
     Mutation("autograd/linear_cross_entropy.cpp", "return was_right ?", "return true ?"),
+    Mutation(
+        "autograd/linear_cross_entropy.cpp",
+        "const bool float_logits = true",
+        "const bool float_logits = false",
+    ),
+    Mutation(
+        "autograd/linear_cross_entropy.cpp", 'ctx->saved_data["float_logits"].toBool()', "false"
+    ),
     Mutation("autograd/linear_cross_entropy.cpp", "at::GradMode::is_enabled() || ", ""),
 ]
 

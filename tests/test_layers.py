@@ -16,7 +16,10 @@ LAYERS = [
         r"kernel_args\.h|row_target\.h|cpu/kernels|cuda/\w+\.cuh?$|cuda/(\w+_kernel|launch_plan)\.h",
         4,
     ),
-    (r"cpu/|cuda/|meta/|(linear_)?args\.|checks\.|row_matrix\.|kernel_inputs\.", 3),
+    (
+        r"cpu/|cuda/|meta/|((linear_)?args|checks|row_matrix|kernel_inputs|layer_products|parts)\.",
+        3,
+    ),
     (r"autograd/|ops\.|linear_cross_entropy\.|module\.cpp", 2),
 ]
 # What a layer may include from outside, as patterns of <...>.

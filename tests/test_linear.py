@@ -1,16 +1,24 @@
 """A linear layer and its loss in one: as the two apart, with some of the logits at a time."""
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
-import oracle
 import pytest
 import torch
 import torch.nn.functional as F
 from cases import DEVICE, DTYPES, random_source
+from linear_cases import (
+    CLASSES,
+    OPTIONS,
+    ROWS,
+    apart,
+    check,
+    fused,
+    is_in_chunks,
+    make_inputs,
+    results,
+)
 from measure import peak_bytes
-from torch import Tensor, nn
+from torch import Tensor
 from torch._dynamo import compiled_autograd
 from torch._dynamo.backends.common import aot_autograd
 from torch.autograd import gradcheck, gradgradcheck
@@ -22,82 +30,7 @@ import softreg_ext
 from softreg_ext._extension import _C
 
 OPS = torch.ops.softreg_ext
-ROWS, FEATURES, CLASSES = 37, 6, 50
-CHUNK_BYTES = 3000  # fifteen rows in float32
-OPTIONS: list[dict[str, Any]] = [
-    {},
-    {"reduction": "sum", "label_smoothing": 0.1},
-    {"reduction": "none", "ignore_index": 3},
-    {"z_loss": 0.01, "logit_scale": 0.7, "softcap": 5.0},
-]
-
-
-@pytest.fixture(autouse=True)
-def small_chunks() -> Iterator[None]:
-    before = _C.set_chunk_bytes(CHUNK_BYTES)
-    yield
-    _C.set_chunk_bytes(before)
-
-
-def make_inputs(
-    dtype: torch.dtype = torch.float64, dims: tuple[int, ...] = (), bias: bool = True
-) -> tuple[list[Tensor], Tensor]:
-    """Input, weight and bias; labels, some of which are ignored by default."""
-    source = random_source(0)
-    leaves = [
-        torch.randn(ROWS, FEATURES, generator=source),
-        torch.randn(CLASSES, *dims, FEATURES, generator=source),
-        torch.randn(CLASSES, *dims, generator=source),
-    ][: 3 if bias else 2]
-    target = torch.randint(CLASSES, (ROWS, *dims), generator=source)
-    target[4:9] = -100
-    return [leaf.to(dtype).requires_grad_() for leaf in leaves], target
-
-
-def fused(leaves: list[Tensor], target: Tensor, **options: Any) -> Any:
-    bias = leaves[2] if len(leaves) > 2 else None
-    return softreg_ext.linear_cross_entropy(
-        leaves[0], leaves[1], target, linear_bias=bias, **options
-    )
-
-
-def apart(
-    leaves: list[Tensor], target: Tensor, loss: Any = softreg_ext.cross_entropy, **options: Any
-) -> Any:
-    input, weight = leaves[:2]
-    bias = leaves[2].flatten() if len(leaves) > 2 else None
-    logits = F.linear(input, weight.flatten(0, -2), bias)
-    return loss(logits.reshape(*input.shape[:-1], *weight.shape[:-1]), target, **options)
-
-
-def results(
-    function: Callable[..., Tensor], leaves: list[Tensor], target: Tensor, **options: Any
-) -> list[Tensor]:
-    loss = function(leaves, target, **options)
-    upstream = torch.linspace(0.5, 2, max(1, loss.numel())).to(loss).reshape(loss.shape)
-    return [loss.detach(), *torch.autograd.grad(loss, leaves, upstream)]
-
-
-def check(
-    leaves: list[Tensor], target: Tensor, weight: Tensor | None = None, **options: Any
-) -> None:
-    """As accurate as the two ops apart, held against those in float64."""
-    exact_leaves = [leaf.detach().double().requires_grad_() for leaf in leaves]
-    is_half = target.dtype in (torch.bfloat16, torch.float16)
-    of_class = {} if weight is None else {"weight": weight}
-    exact_of_class = {} if weight is None else {"weight": weight.double()}
-    exact = results(
-        apart, exact_leaves, target.double() if is_half else target, **exact_of_class, **options
-    )
-    ours = results(fused, leaves, target, **of_class, **options)
-    theirs = results(apart, leaves, target, **of_class, **options)
-    for mine, other, reference in zip(ours, theirs, exact, strict=True):
-        assert mine.shape == reference.shape
-        draw = oracle.Draw(mine, other, oracle.extended(reference))
-        # One rounding more than the oracle's rule: sums over chunks are rounded on their way, and
-        # what is held against them in float64 is no more exact.
-        error, of_theirs = draw.errors()
-        assert error <= of_theirs + 2, f"{error:.2f} roundings, apart {of_theirs:.2f}"
+pytestmark = pytest.mark.usefixtures("small_chunks")
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -157,11 +90,6 @@ def test_lse() -> None:
             for function in (fused, apart)
         )
         torch.testing.assert_close(alone, expected)
-
-
-def is_in_chunks(loss: Tensor) -> bool:
-    assert loss.grad_fn is not None
-    return "LinearCrossEntropy" in loss.grad_fn.name()
 
 
 def test_what_is_in_chunks() -> None:
@@ -335,41 +263,13 @@ def test_compile(dynamic: bool) -> None:
 def test_opcheck(reduction: int) -> None:
     leaves, target = make_inputs(torch.float32)
     options = (None, reduction, -100, 0.1, 0.0, 1.0, None)
-    arguments = (*leaves, target, *options, True)
+    arguments = (*leaves, target, *options, True, False)
     opcheck(OPS.linear_cross_entropy_forward, arguments)
     with torch.no_grad():
         loss, lse, state, total_weight = OPS.linear_cross_entropy_forward(*arguments)
     upstream = (torch.ones_like(loss), torch.ones_like(lse))
-    saved = (*leaves, target, state, total_weight, *options, [True, False, True])
+    saved = (*leaves, target, state, total_weight, *options, False, [True, False, True])
     opcheck(OPS.linear_cross_entropy_backward, (*upstream, *saved))
-
-
-@pytest.mark.parametrize("input_dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_autocast(input_dtype: torch.dtype) -> None:
-    """What comes from a layer before is in the lower precision already."""
-    leaves, target = make_inputs(torch.float32)
-    leaves[0] = leaves[0].detach().to(input_dtype).requires_grad_()
-    weight = torch.linspace(0.5, 2, CLASSES)
-    with torch.autocast(DEVICE.type, torch.bfloat16):
-        ours, theirs = (
-            results(function, leaves, target, weight=weight) for function in (fused, apart)
-        )
-        with pytest.raises(RuntimeError, match="linear_bias must have shape"):
-            fused([*leaves[:2], leaves[2][:1]], target)
-    assert ours[0].dtype == torch.float32
-    torch.testing.assert_close(ours, theirs)
-
-
-def test_autocast_of_the_backward_pass_alone() -> None:
-    leaves, target = make_inputs(torch.float32)
-    expected = torch.autograd.grad(apart(leaves, target), leaves)
-    for reduction in ("mean", "none"):
-        for create_graph in (False, True):
-            loss = fused(leaves, target, reduction=reduction)
-            loss = loss if reduction == "mean" else loss.sum() / (target >= 0).sum()
-            with torch.autocast(DEVICE.type, torch.bfloat16):
-                found = torch.autograd.grad(loss, leaves, create_graph=create_graph)
-            torch.testing.assert_close(found, expected)
 
 
 def test_float16_means_of_large_losses() -> None:
@@ -421,7 +321,7 @@ def test_one_row_and_none() -> None:
         loss, *gradients = results(function, empty, target[:0], reduction="sum")
         assert loss == 0
         assert all(not gradient.any() for gradient in gradients)
-    options = (None, 2, -100, 0.0, 0.0, 1.0, None, False)
+    options = (None, 2, -100, 0.0, 0.0, 1.0, None, False, False)
     assert OPS.linear_cross_entropy_forward(*empty, target[:0], *options)[0] == 0
 
 
@@ -430,98 +330,6 @@ def test_all_rows_ignored() -> None:
     loss, *gradients = results(fused, leaves, torch.full_like(target, -100))
     assert loss.isnan()
     assert all(not gradient.any() for gradient in gradients)
-
-
-Change = Callable[[dict[str, Any]], None]
-BAD: list[tuple[type[Exception], str, dict[str, Any]]] = [
-    (TypeError, "linear_weight must be a Tensor, but got 3", {"linear_weight": 3}),
-    (TypeError, "linear_bias must be a Tensor", {"linear_bias": [1.0]}),
-    (TypeError, "label_smoothing must be a float", {"label_smoothing": "a"}),
-    (ValueError, "reduction must be 'none', 'mean' or 'sum', but got 'max'", {"reduction": "max"}),
-    (RuntimeError, r"got \[37, 1, 6\]", {"input": torch.zeros(ROWS, 1, FEATURES)}),
-    (
-        RuntimeError,
-        "input has 7 features, but linear_weight takes 6",
-        {"input": torch.zeros(37, 7)},
-    ),
-    (
-        RuntimeError,
-        r"linear_weight must have shape .* got \[6\]",
-        {"linear_weight": torch.zeros(6)},
-    ),
-    (
-        RuntimeError,
-        "linear_weight must have input's dtype Float, but got Double",
-        {"linear_weight": torch.zeros(CLASSES, FEATURES, dtype=torch.float64)},
-    ),
-    (
-        RuntimeError,
-        r"linear_bias must have shape \[50\], but got \[1\]",
-        {"linear_bias": torch.zeros(1)},
-    ),
-    (RuntimeError, "weight must have one entry for each of the 50", {"weight": torch.zeros(3)}),
-    (
-        ValueError,
-        "input has batch size 37, but target has shape",
-        {"target": torch.zeros(3).long()},
-    ),
-    (
-        NotImplementedError,
-        "must be float32, float64, bfloat16 or float16, but got Int",
-        {
-            "input": torch.zeros(ROWS, FEATURES).int(),
-            "linear_weight": torch.zeros(CLASSES, FEATURES).int(),
-            "linear_bias": None,
-        },
-    ),
-    (RuntimeError, "label_smoothing must be between 0 and 1, but got 2", {"label_smoothing": 2.0}),
-]
-
-
-def call(**changes: Any) -> Tensor:
-    (input, weight, bias), target = make_inputs(torch.float32)
-    arguments = {"input": input, "linear_weight": weight, "target": target, "linear_bias": bias}
-    loss: Tensor = softreg_ext.linear_cross_entropy(**{**arguments, **changes})
-    return loss
-
-
-@pytest.mark.parametrize(("error", "message", "changes"), BAD, ids=lambda x: str(x)[:40])
-def test_bad_arguments(error: type[Exception], message: str, changes: dict[str, Any]) -> None:
-    with pytest.raises(error, match=message):
-        call(**changes)
-
-
-@pytest.mark.index_error
-@pytest.mark.parametrize("label", [-1, CLASSES])
-def test_a_bad_label_is_named_by_its_row(label: int) -> None:
-    target = make_inputs()[1]
-    target[31] = label
-    with pytest.raises(
-        IndexError, match=f"target {label} at row 31 is out of bounds for 50 classes"
-    ):
-        call(target=target)
-
-
-def test_other_numbers() -> None:
-    assert torch.equal(call(ignore_index=None), call())
-    assert torch.equal(call(ignore_index=np.int64(-100)), call())
-    assert torch.equal(call(label_smoothing=np.float32(0.5)), call(label_smoothing=0.5))
-    assert torch.equal(call(z_loss=torch.tensor(0.5)), call(z_loss=0.5))
-
-
-def test_module() -> None:
-    weight = torch.linspace(0.5, 2, 8)
-    options = {"bias": True, "weight": weight, "label_smoothing": 0.1, "out_features": (2,)}
-    module = softreg_ext.LinearCrossEntropyLoss(FEATURES, 8, **options)
-    input, target = torch.randn(20, FEATURES), torch.randint(8, (20, 2))
-    leaves = [input, module.linear.weight.view(8, 2, FEATURES), module.linear.bias.view(8, 2)]
-    expected = apart(leaves, target, weight=weight, label_smoothing=0.1)
-    torch.testing.assert_close(module(input, target), expected)
-    assert "num_classes=8, out_features=(2,)" in repr(module)
-    if hasattr(nn, "LinearCrossEntropyLoss"):
-        torchs = nn.LinearCrossEntropyLoss(FEATURES, 8, **options)
-        module.load_state_dict(torchs.state_dict())
-        torch.testing.assert_close(module(input, target), torchs(input, target))
 
 
 @pytest.mark.skipif(DEVICE.type != "cpu", reason="the process is what grows")

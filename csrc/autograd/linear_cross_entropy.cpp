@@ -12,6 +12,7 @@
 #include "autograd/derivatives.h"
 #include "autograd/upstream_guess.h"
 #include "checks.h"
+#include "layer_products.h"
 #include "linear_cross_entropy.h"
 #include "ops.h"
 
@@ -25,6 +26,7 @@ at::Tensor logits_of(const LinearCrossEntropyArgs& args) {
   const auto bias =
       args.has_bias() ? std::make_optional(args.linear_bias->flatten()) : std::nullopt;
   return at::linear(args.input, args.linear_weight.flatten(0, -2), bias)
+      .to(args.logits_type())
       .reshape_symint(args.logits_shape());
 }
 
@@ -38,8 +40,9 @@ LayerGradients linear_cross_entropy_backward_composite(const LinearCrossEntropyA
   check_chunks(args, grad);
   const NoAutocast as_in_the_forward_pass;
   const at::Tensor logits = logits_of(args);
-  const at::Tensor of_logits =
-      cross_entropy_backward(args.with_logits(logits), grad).flatten(/*start_dim=*/1);
+  const at::Tensor of_logits = cross_entropy_backward(args.with_logits(logits), grad)
+                                   .flatten(/*start_dim=*/1)
+                                   .to(args.input.scalar_type());
   const at::Tensor none = at::empty({0}, args.input.options());
   return {
       wanted[0] ? of_logits.matmul(args.linear_weight.flatten(0, -2)) : none,
@@ -65,7 +68,10 @@ bool gains_from_chunks(const LinearCrossEntropyArgs& args) {
   if (args.input.dim() != 2 || needs_all_logits(args)) {
     return false;
   }
-  c10::SymInt bytes(static_cast<int64_t>(args.input.element_size()));
+  if (has_slow_products(args.input)) {
+    return true;
+  }
+  c10::SymInt bytes(static_cast<int64_t>(c10::elementSize(args.logits_type())));
   for (const c10::SymInt& size : args.logits_shape()) {
     bytes *= size;
   }
@@ -88,8 +94,9 @@ std::optional<double> expected_upstream(const LinearCrossEntropyArgs& args) {
   const bool gains = args.input.is_cpu() && args.reduction != Reduction::kNone &&
                      !args.return_lse && !is_not_plain && !has_modes() && !packs_what_is_saved();
   const auto upstream = gains ? guess().upstream() : std::nullopt;
-  const auto type = args.with_logits(args.input).result_type();
-  const auto held = [&] { return at::full({}, *upstream, at::kDouble).to(type).item<double>(); };
+  const auto held = [&] {
+    return at::full({}, *upstream, at::kDouble).to(loss_type(args)).item<double>();
+  };
   return upstream && held() == *upstream ? upstream : std::nullopt;
 }
 
@@ -143,6 +150,7 @@ class LinearCrossEntropyFunction : public torch::autograd::Function<LinearCrossE
                             args->target, args->has_weight() ? *args->weight : at::Tensor(),
                             outputs->state, outputs->total_weight});
     save(ctx, *args);
+    ctx->saved_data["float_logits"] = args->float_logits;
     if (!args->return_lse) {
       return {outputs->loss};
     }
@@ -156,8 +164,10 @@ class LinearCrossEntropyFunction : public torch::autograd::Function<LinearCrossE
       return x.defined() ? std::make_optional(x) : std::nullopt;
     };
     const auto linear_bias = optional(saved[2]), weight = optional(saved[4]);
-    const LinearCrossEntropyArgs args{saved_options(ctx), saved[0], saved[1],
-                                      linear_bias,        saved[3], weight};
+    const bool return_lse = false;  // of no use here
+    const LinearCrossEntropyArgs args{
+        saved_options(ctx), saved[0], saved[1],   linear_bias,
+        saved[3],           weight,   return_lse, ctx->saved_data["float_logits"].toBool()};
     if (!grad_outputs[0].defined()) {
       const at::Tensor logits = placeholder_logits(args);
       const CrossEntropyArgs of_logits = args.with_logits(logits);
@@ -213,31 +223,46 @@ LayerGradients linear_cross_entropy_backward_autograd(const LinearCrossEntropyAr
 }
 
 ForwardOutputs linear_cross_entropy_whole_or_in_chunks(const LinearCrossEntropyArgs& args) {
-  if (at::autocast::is_autocast_enabled(args.input.device().type())) {
-    check_layer_shapes(args);  // dtypes are what autocast makes of them
-    return linear_cross_entropy_forward_composite(args);
-  }
-  check(args);
+  check_layer(args);
   return gains_from_chunks(args) ? linear_cross_entropy_forward(args)
                                  : linear_cross_entropy_forward_composite(args);
+}
+
+// Under autocast the layer has the lower precision, its loss float32: as of torch's two ops.
+ForwardOutputs linear_cross_entropy_autocast_or_not(const LinearCrossEntropyArgs& args) {
+  const auto device = args.input.device().type();
+  if (!at::autocast::is_autocast_enabled(device)) {
+    return linear_cross_entropy_whole_or_in_chunks(args);
+  }
+  const NoAutocast no_autocast;
+  const auto cast = [&](at::ScalarType type, const std::optional<at::Tensor>& x) {
+    const bool is_there = x.has_value() && x->defined();
+    return is_there ? std::make_optional(at::autocast::cached_cast(type, *x, device)) : x;
+  };
+  const at::ScalarType lower = at::autocast::get_autocast_dtype(device);
+  const bool float_logits = true;
+  return linear_cross_entropy_whole_or_in_chunks(
+      {args, *cast(lower, args.input), *cast(lower, args.linear_weight),
+       cast(lower, args.linear_bias), *cast(at::kFloat, args.target), cast(at::kFloat, args.weight),
+       args.return_lse, float_logits});
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(softreg_ext, CompositeImplicitAutograd, m) {
-  m.impl("linear_cross_entropy", &linear_forward_entry<linear_cross_entropy_whole_or_in_chunks>);
+  m.impl("linear_cross_entropy", &linear_forward_entry<linear_cross_entropy_autocast_or_not>);
 }
 
 TORCH_LIBRARY_IMPL(softreg_ext, Autograd, m) {
   m.impl("linear_cross_entropy_forward",
-         &linear_forward_entry<linear_cross_entropy_forward_autograd>);
+         linear_chunks_entry<linear_cross_entropy_forward_autograd>);
   m.impl("linear_cross_entropy_backward",
          &linear_backward_entry<linear_cross_entropy_backward_autograd>);
 }
 
 TORCH_LIBRARY_IMPL(softreg_ext, FuncTorchBatched, m) {
   m.impl("linear_cross_entropy_forward",
-         &linear_forward_entry<linear_cross_entropy_forward_composite>);
+         linear_chunks_entry<linear_cross_entropy_forward_composite>);
   m.impl("linear_cross_entropy_backward",
          &linear_backward_entry<linear_cross_entropy_backward_composite>);
 }

@@ -12,6 +12,7 @@
 #include "cpu/kernels.h"
 #include "cpu/large_results.h"
 #include "kernel_inputs.h"
+#include "parts.h"
 
 namespace softreg {
 namespace {
@@ -23,9 +24,6 @@ constexpr int64_t kThreadLogits = 32768;
 constexpr int64_t kFewRows = 32;
 // A multiple of every vector's lanes, for rows that fill them.
 constexpr int64_t kLanes = 32;
-
-constexpr int64_t parts_of(int64_t n, int64_t in_part) { return (n + in_part - 1) / in_part; }
-constexpr int64_t rounded_up(int64_t n, int64_t unit) { return parts_of(n, unit) * unit; }
 
 // Calls body(block, begin, end, columns) for blocks of rows, in parallel; of few long rows for some
 // columns of a row at a time. The blocks depend on the shape alone, so that what is summed block

@@ -69,7 +69,7 @@ TORCH_LIBRARY_IMPL(softreg_ext, Meta, m) {
   m.impl("cross_entropy_backward_", &backward_entry<cross_entropy_backward_in_place_meta>);
   m.impl("cross_entropy_grad_target", &backward_entry<cross_entropy_grad_target_meta>);
   m.impl("cross_entropy_correction", correction_entry<cross_entropy_correction_meta>);
-  m.impl("linear_cross_entropy_forward", &linear_forward_entry<linear_cross_entropy_forward_meta>);
+  m.impl("linear_cross_entropy_forward", linear_chunks_entry<linear_cross_entropy_forward_meta>);
   m.impl("linear_cross_entropy_backward",
          &linear_backward_entry<linear_cross_entropy_backward_meta>);
 }
