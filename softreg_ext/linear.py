@@ -64,13 +64,16 @@ def linear_cross_entropy(
     Where the logits would take more than 60 MB (256 MB on a GPU), they are computed that many at
     a time and their gradient ``g`` in their place. Beside ``input``, the layer and their gradients
     no more memory is needed, but for a float32 sum of ``linear_weight``'s gradient in half types.
+    Those are multiplied as float32, some classes at a time, on processors that have no
+    instructions for them, where :func:`torch.mm` takes item by item.
     On a CPU and for "mean" and "sum" the forward pass computes the gradients ``g W`` and
     ``g^T x`` too while the logits are there, which are held until ``backward()``; else, and when
     ``return_lse`` is asked for or under ``torch.compile``, the backward pass computes the logits
     again.
 
-    All logits are there at a time under autocast, ``torch.func`` transforms and forward-mode AD,
-    for second derivatives, and where ``target`` requires grad.
+    Under autocast the layer has the lower precision, and the loss is in float32. All logits are
+    there at a time under ``torch.func`` transforms and forward-mode AD, for second derivatives, and
+    where ``target`` or ``weight`` requires grad.
 
     Args:
         input: shape (N, features) or (features); float32, float64, bfloat16 or float16.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import softreg_ext
 
-SMALL = Size(6, 4, 5)
+SMALL, HALF = Size(6, 4, 5), Size(6, 4, 5, torch.bfloat16)
 
 
 def wrong(input: Tensor, weight: Tensor, target: Tensor) -> Tensor:
@@ -23,7 +23,7 @@ def with_peer(monkeypatch: pytest.MonkeyPatch, **peers: bench_linear.Loss) -> No
     ours = {"softreg_ext": softreg_ext.linear_cross_entropy}
     monkeypatch.setattr(bench_linear, "peers", lambda: {**ours, **peers})
     monkeypatch.setattr(measure, "BLOCK_SECONDS", 1e-5)
-    monkeypatch.setattr(bench_linear, "SIZES", (SMALL,))
+    monkeypatch.setattr(bench_linear, "SIZES", (SMALL, HALF))
 
 
 def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,17 +33,19 @@ def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(threads)
     with (tmp_path / "linear.csv").open() as file:
         rows = list(csv.DictReader(file))
-    found = [(row["mode"], row["peer"]) for row in rows]
+    found = [(row["dtype"], row["mode"], row["peer"]) for row in rows]
     peers = ["softreg_ext", "eager"]
     expected = [(mode, peer) for mode in bench_linear.MODES for peer in peers]
-    assert found == [*expected, (bench_linear.MODES[-1], PRODUCTS)]
+    expected.append((bench_linear.MODES[-1], PRODUCTS))
+    assert found == [(dtype, *cell) for dtype in ("float32", "bfloat16") for cell in expected]
     assert all(float(row["median_s"]) > 0 and row["torch"] == torch.__version__ for row in rows)
     lines = (tmp_path / "linear.md").read_text().splitlines()
     table = [line.split(" | ") for line in lines if line.startswith("| 6x4x5")]
-    assert [(line[1], line[2]) for line in table] == found
+    assert [tuple(line[1:4]) for line in table] == found
     for line, row in zip(table, rows, strict=True):
-        ours = next(other for other in rows if other["mode"] == row["mode"])
-        assert line[4] == f"{float(row['median_s']) / float(ours['median_s']):.2f}"
+        cell = [row["dtype"], row["mode"]]
+        ours = next(other for other in rows if [other["dtype"], other["mode"]] == cell)
+        assert line[5] == f"{float(row['median_s']) / float(ours['median_s']):.2f}"
 
 
 def test_wrong_peers_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
