@@ -1,6 +1,7 @@
 """The benchmark of linear_cross_entropy: what it times is checked, and the report says what was."""
 
 import csv
+import time
 from pathlib import Path
 
 import bench_linear
@@ -46,6 +47,19 @@ def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         cell = [row["dtype"], row["mode"]]
         ours = next(other for other in rows if [other["dtype"], other["mode"]] == cell)
         assert line[5] == f"{float(row['median_s']) / float(ours['median_s']):.2f}"
+
+
+def test_a_slow_peer_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(*layer: Tensor) -> Tensor:
+        time.sleep(0.1)
+        return bench_linear.eager(*layer)
+
+    with_peer(monkeypatch, slow=slow)
+    rows = list(bench_linear.measure(SMALL, 1, 0.05))
+    assert [row["peer"] for row in rows] == ["softreg_ext", "softreg_ext", PRODUCTS, "slow"]
+    assert rows[-1]["rounds"] == 1
+    assert rows[-1]["median_s"] >= 0.1
+    assert "| slow | 1" in bench_linear.report(rows, {})
 
 
 def test_wrong_peers_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
