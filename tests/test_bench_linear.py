@@ -59,7 +59,7 @@ def test_a_slow_peer_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [row["peer"] for row in rows] == ["softreg_ext", "softreg_ext", PRODUCTS, "slow"]
     assert rows[-1]["rounds"] == 1
     assert rows[-1]["median_s"] >= 0.1
-    assert "| slow | 1" in bench_linear.report(rows, {})
+    assert "| slow |" in bench_linear.report(rows, {})
 
 
 def test_wrong_peers_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
