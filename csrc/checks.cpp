@@ -7,11 +7,14 @@
 namespace softreg {
 namespace {
 
-void check_logits(const at::Tensor& logits) {
-  const auto dtype = logits.scalar_type();
+void check_input_type(at::ScalarType dtype) {
   TORCH_CHECK_NOT_IMPLEMENTED(
       dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf,
       "cross_entropy: input must be float32, float64, bfloat16 or float16, but got ", dtype);
+}
+
+void check_logits(const at::Tensor& logits) {
+  check_input_type(logits.scalar_type());
   TORCH_CHECK(logits.dim() > 0, "cross_entropy: input must have a class dimension, but got shape ",
               logits.sym_sizes());
 }
@@ -102,6 +105,7 @@ void check_tensor(const at::Tensor& tensor, const char* name, const CrossEntropy
 
 void check_layer(const LinearCrossEntropyArgs& args) {
   const at::Tensor &input = args.input, &weight = args.linear_weight;
+  check_input_type(input.scalar_type());
   TORCH_CHECK(input.dim() == 1 || input.dim() == 2,
               "linear_cross_entropy: input must have shape (N, features) or (features), but got ",
               input.sym_sizes());

@@ -19,13 +19,17 @@
 namespace softreg {
 namespace {
 
-// Classes that a thread takes at a time, and their features: as much of the weight as its caches
-// hold.
+// Classes that a thread takes at a time, at most and at least, and their features: as much of the
+// weight as its caches hold.
 constexpr int64_t kMostClasses = 512;
+constexpr int64_t kLeastClasses = 64;
 constexpr int64_t kBlockItems = kMostClasses * 768;
-
-// Of what is computed on the way to a result; on a CPU the caches hold it.
-int64_t temporary_bytes(const at::Tensor& input) { return int64_t(input.is_cpu() ? 2 : 64) << 20; }
+// What all threads hold in float32 of half types, where it is not more than the least.
+constexpr int64_t kWideItems = 1 << 21;
+// Rows from which on that pays, with the least classes.
+constexpr int64_t kLeastRows = 4;
+// Features that a thread takes of the input's gradient.
+constexpr int64_t kLeastFeatures = 32;
 
 #ifdef __x86_64__
 bool has_avx512_fp16() {
@@ -34,12 +38,21 @@ bool has_avx512_fp16() {
 }
 #endif
 
-// What is multiplied in its place.
-at::Tensor factor(const at::Tensor& x) {
-  return x.defined() && has_slow_products(x) ? x.to(at::kFloat) : x;
+bool has_slow_products(const at::Tensor& x) {
+#ifdef __x86_64__
+  static const bool has_avx512 = at::get_cpu_capability() == "AVX512";
+  static const bool has_float16 = has_avx512 && has_avx512_fp16();
+  const at::ScalarType type = x.scalar_type();
+  return x.is_cpu() &&
+         ((type == at::kBFloat16 && !has_avx512) || (type == at::kHalf && !has_float16));
+#else
+  return false;
+#endif
 }
 
-struct Classes {
+at::Tensor widened(const at::Tensor& x) { return x.defined() ? x.to(at::kFloat) : x; }
+
+struct Range {
   int64_t first;
   int64_t count;
 
@@ -49,20 +62,50 @@ struct Classes {
   at::Tensor of_columns(const at::Tensor& x) const { return x.narrow(1, first, count); }
 };
 
-// Calls body(some) for so many classes at a time as temporary memory is for, `bytes_of_class` for
-// each.
+// Calls body(range) for parts of `n` of at most `most`, one after the other.
 template <typename Body>
-void for_each_temporary(const at::Tensor& input, int64_t classes, int64_t bytes_of_class,
-                        const Body& body) {
-  const int64_t fitting = temporary_bytes(input) / std::max<int64_t>(1, bytes_of_class);
-  const int64_t most = std::max<int64_t>(1, fitting);
-  for (int64_t first = 0; first < classes; first += most) {
-    body(Classes{first, std::min(most, classes - first)});
+void for_each_part(int64_t n, int64_t most, const Body& body) {
+  for (int64_t first = 0; first < n; first += most) {
+    body(Range{first, std::min(most, n - first)});
   }
 }
 
-void product(at::Tensor output, const at::Tensor& input, const at::Tensor& weight,
-             const at::Tensor& bias) {
+// The same in parallel, each thread as many parts as any other.
+template <typename Body>
+void for_each_part_on_threads(int64_t n, int64_t most, const Body& body) {
+  const int64_t parts = rounded_up(std::max<int64_t>(1, parts_of(n, most)), at::get_num_threads());
+  const int64_t in_part = std::max<int64_t>(1, parts_of(n, parts));
+  at::parallel_for(0, parts_of(n, in_part), 1, [&](int64_t begin, int64_t end) {
+    const at::AutoDispatchBelowADInplaceOrView below_autograd;  // each thread has its own
+    for (int64_t i = begin; i < end; ++i) {
+      body(Range{i * in_part, std::min(in_part, n - i * in_part)});
+    }
+  });
+}
+
+int64_t classes_in_cache(int64_t features) {
+  const int64_t fitting = kBlockItems / std::max<int64_t>(1, features);
+  return std::clamp(fitting, kLeastClasses, kMostClasses);
+}
+
+// Where each thread holds `items` in float32 for each class.
+int64_t classes_to_widen(int64_t items) {
+  const int64_t fitting = kWideItems / at::get_num_threads() / std::max<int64_t>(1, items);
+  return std::clamp(fitting, kLeastClasses, kMostClasses);
+}
+
+// Of results in half types that are to be in float32.
+int64_t classes_to_round(const at::Tensor& x, int64_t items) {
+  const int64_t bytes = int64_t(x.is_cpu() ? 2 : 64) << 20;
+  return std::max(kLeastClasses, bytes / std::max<int64_t>(1, items * x.element_size()));
+}
+
+at::Tensor product(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias) {
+  return bias.defined() ? at::addmm(bias, input, weight.t()) : at::mm(input, weight.t());
+}
+
+void product_out(at::Tensor output, const at::Tensor& input, const at::Tensor& weight,
+                 const at::Tensor& bias) {
   if (bias.defined()) {
     at::addmm_out(output, bias, input, weight.t());
   } else {
@@ -70,93 +113,91 @@ void product(at::Tensor output, const at::Tensor& input, const at::Tensor& weigh
   }
 }
 
-// Each thread its own classes, a block at a time. MKL's own way takes up to twice as long for a
-// hundred rows of input as for a thousand.
-void product_in_blocks(at::Tensor output, const at::Tensor& input, const at::Tensor& weight,
-                       const at::Tensor& bias) {
-  const int64_t classes = weight.size(0);
-  const int64_t of_cache = kBlockItems / std::max<int64_t>(1, weight.size(1));
-  const int64_t most = std::clamp<int64_t>(of_cache, 64, kMostClasses);
-  const int64_t blocks = rounded_up(parts_of(classes, most), at::get_num_threads());
-  const int64_t in_block = std::max<int64_t>(1, parts_of(classes, std::max<int64_t>(1, blocks)));
-  at::parallel_for(0, parts_of(classes, in_block), 1, [&](int64_t begin, int64_t end) {
-    const at::AutoDispatchBelowADInplaceOrView below_autograd;  // each thread has its own
-    for (int64_t i = begin; i < end; ++i) {
-      const Classes block{i * in_block, std::min(in_block, classes - i * in_block)};
-      product(block.of_columns(output), input, block.of_rows(weight), block.of_rows(bias));
-    }
-  });
+void put(const at::Tensor& sum, const at::Tensor& x, bool is_first) {
+  is_first ? sum.copy_(x) : sum.add_(x);
 }
 
 }  // namespace
 
-bool has_slow_products(const at::Tensor& input) {
-#ifdef __x86_64__
-  static const bool has_avx512 = at::get_cpu_capability() == "AVX512";
-  static const bool has_float16 = has_avx512 && has_avx512_fp16();
-  const at::ScalarType type = input.scalar_type();
-  return input.is_cpu() &&
-         ((type == at::kBFloat16 && !has_avx512) || (type == at::kHalf && !has_float16));
-#else
-  return false;
-#endif
+bool widens_products(int64_t rows, int64_t classes, const at::Tensor& factor) {
+  return rows >= kLeastRows && classes >= kLeastClasses && has_slow_products(factor);
 }
 
-at::Tensor layer_factor(const at::Tensor& grad_output, const at::Tensor& input) {
-  return has_slow_products(input) ? grad_output : grad_output.to(input.scalar_type());
+int64_t product_row_bytes(const at::Tensor& input, const at::Tensor& weight, bool float_output) {
+  if (widens_products(input.size(0), weight.size(0),
+                      input)) {  // the input or its gradient, and a block of the output
+    return (input.size(1) + kLeastClasses) * int64_t(sizeof(float));
+  }
+  // The gradient as it is multiplied, and perhaps a copy that the product makes.
+  return float_output ? 2 * weight.size(0) * input.element_size() : 0;
+}
+
+at::Tensor layer_factor(const at::Tensor& grad_output, const at::Tensor& weight) {
+  const bool is_widened = widens_products(grad_output.size(0), weight.size(0), weight);
+  return is_widened ? grad_output : grad_output.to(weight.scalar_type());
 }
 
 void layer_output(at::Tensor& output, const at::Tensor& input, const at::Tensor& weight,
                   const at::Tensor& bias) {
-  if (input.is_cpu() && !at::isReducedFloatingType(input.scalar_type())) {
-    product_in_blocks(output, input, weight, bias);
-    return;
+  const int64_t rows = input.size(0), classes = weight.size(0), features = weight.size(1);
+  const at::ScalarType type = input.scalar_type();
+  if (widens_products(input.size(0), weight.size(0), input)) {
+    const at::Tensor wide_input = widened(input);
+    for_each_part_on_threads(classes, classes_to_widen(rows + features), [&](const Range& block) {
+      const at::Tensor wide =
+          product(wide_input, widened(block.of_rows(weight)), widened(block.of_rows(bias)));
+      block.of_columns(output).copy_(output.scalar_type() == type ? wide : wide.to(type));
+    });
+  } else if (output.scalar_type() != type) {
+    for_each_part(classes, classes_to_round(input, rows), [&](const Range& some) {
+      some.of_columns(output).copy_(product(input, some.of_rows(weight), some.of_rows(bias)));
+    });
+  } else if (input.is_cpu() && !at::isReducedFloatingType(type)) {
+    // MKL's own way takes up to twice as long for a hundred rows as for a thousand.
+    for_each_part_on_threads(classes, classes_in_cache(features), [&](const Range& block) {
+      product_out(block.of_columns(output), input, block.of_rows(weight), block.of_rows(bias));
+    });
+  } else {
+    product_out(output, input, weight, bias);
   }
-  const bool is_slow = has_slow_products(input);
-  if (!is_slow && output.scalar_type() == input.scalar_type()) {
-    product(output, input, weight, bias);
-    return;
-  }
-  const at::Tensor input_factor = factor(input);
-  const int64_t item_bytes = input_factor.element_size();
-  const int64_t bytes_of_class = (input.size(0) + (is_slow ? input.size(1) : 0)) * item_bytes;
-  for_each_temporary(input, weight.size(0), bytes_of_class, [&](const Classes& classes) {
-    const at::Tensor of_classes = at::empty({input.size(0), classes.count}, input_factor.options());
-    (is_slow ? product_in_blocks : product)(
-        of_classes, input_factor, factor(classes.of_rows(weight)), factor(classes.of_rows(bias)));
-    classes.of_columns(output).copy_(of_classes);
-  });
 }
 
 void layer_grad_input(at::Tensor& grad_input, const at::Tensor& grad_output,
                       const at::Tensor& weight) {
-  if (!has_slow_products(weight)) {
+  const int64_t rows = grad_output.size(0), classes = weight.size(0), features = weight.size(1);
+  if (!widens_products(rows, classes, weight)) {
     at::mm_out(grad_input, grad_output, weight);
     return;
   }
-  at::Tensor sum = at::zeros(grad_input.sizes(), grad_input.options().dtype(at::kFloat));
-  const int64_t bytes_of_class = (weight.size(1) + grad_output.size(0)) * int64_t(sizeof(float));
-  for_each_temporary(weight, weight.size(0), bytes_of_class, [&](const Classes& classes) {
-    sum.addmm_(factor(classes.of_columns(grad_output)), factor(classes.of_rows(weight)));
+  const int64_t of_thread = parts_of(features, at::get_num_threads());
+  const int64_t most = std::max(of_thread, kLeastFeatures);
+  for_each_part_on_threads(features, most, [&](const Range& some) {
+    at::Tensor sum = at::zeros({rows, some.count}, grad_input.options().dtype(at::kFloat));
+    for_each_part(classes, classes_to_widen(rows + some.count), [&](const Range& block) {
+      sum.addmm_(widened(block.of_columns(grad_output)),
+                 widened(some.of_columns(block.of_rows(weight))));
+    });
+    some.of_columns(grad_input).copy_(sum);
   });
-  grad_input.copy_(sum);
 }
 
 void layer_grad_weight(at::Tensor& grad_weight, const at::Tensor& grad_output,
                        const at::Tensor& input, bool is_first) {
-  const bool is_slow = has_slow_products(input);
-  if (!is_slow && grad_weight.scalar_type() == input.scalar_type()) {
+  const int64_t rows = input.size(0), classes = grad_weight.size(0), features = input.size(1);
+  if (widens_products(rows, classes, input)) {
+    const at::Tensor wide_input = widened(input);
+    for_each_part_on_threads(classes, classes_to_widen(rows + features), [&](const Range& block) {
+      const at::Tensor grad = widened(block.of_columns(grad_output));
+      put(block.of_rows(grad_weight), at::mm(grad.t(), wide_input), is_first);
+    });
+  } else if (grad_weight.scalar_type() != input.scalar_type()) {
+    for_each_part(classes, classes_to_round(input, features), [&](const Range& some) {
+      const at::Tensor grad = some.of_columns(grad_output);
+      put(some.of_rows(grad_weight), at::mm(grad.t(), input), is_first);
+    });
+  } else {
     grad_weight.addmm_(grad_output.t(), input, /*beta=*/is_first ? 0 : 1);
-    return;
   }
-  const at::Tensor input_factor = factor(input);
-  const int64_t item_bytes = input_factor.element_size();
-  const int64_t bytes_of_class = (input.size(1) + (is_slow ? input.size(0) : 0)) * item_bytes;
-  for_each_temporary(input, grad_weight.size(0), bytes_of_class, [&](const Classes& classes) {
-    const at::Tensor of_classes = at::mm(factor(classes.of_columns(grad_output)).t(), input_factor);
-    at::Tensor sum = classes.of_rows(grad_weight);
-    is_first ? sum.copy_(of_classes) : sum.add_(of_classes);
-  });
 }
 
 }  // namespace softreg

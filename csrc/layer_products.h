@@ -6,15 +6,20 @@
 
 namespace softreg {
 
-// Of half types on a CPU, which ATen multiplies item by item, up to a hundred times as slowly as
-// float32, where the processor has no instructions for them. The functions below do not.
-bool has_slow_products(const at::Tensor& input);
+// Half types on a CPU that has no instructions for them, which ATen multiplies item by item, up to
+// a hundred times as slowly as float32: whether the functions below multiply them as float32.
+// `factor`: the input or the weight.
+bool widens_products(int64_t rows, int64_t classes, const at::Tensor& factor);
 
-// What the functions below multiply a gradient of the output by the others as: in the layer's
-// dtype, or in float32 where they widen those.
-at::Tensor layer_factor(const at::Tensor& grad_output, const at::Tensor& input);
+// Bytes that the functions below hold beside their results, for each row of the input.
+int64_t product_row_bytes(const at::Tensor& input, const at::Tensor& weight, bool float_output);
 
-// input weight^T + bias, where there is a bias. `output` may be in float32 beside half types.
+// What the functions below take for a gradient of the output that may be in float32 beside half
+// types.
+at::Tensor layer_factor(const at::Tensor& grad_output, const at::Tensor& weight);
+
+// input weight^T + bias, where there is a bias. `output` may be in float32 beside half types: what
+// is rounded to those.
 void layer_output(at::Tensor& output, const at::Tensor& input, const at::Tensor& weight,
                   const at::Tensor& bias);
 

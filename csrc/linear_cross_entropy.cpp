@@ -57,11 +57,9 @@ class Layer {
         weight_(args.linear_weight.flatten(0, -2)),
         bias_(args.has_bias() ? args.linear_bias->flatten() : at::Tensor()),
         rows_(args.input.size(0)) {
-    // What is multiplied is in the layer's dtype: a copy, and perhaps the product's own.
-    const int64_t copies = args.float_logits ? 2 : 0;
-    const int64_t item_bytes =
-        c10::elementSize(args.logits_type()) + copies * args.input.element_size();
-    const int64_t most = most_rows(chunk_bytes(args.input), outputs() * item_bytes);
+    const int64_t row_bytes = outputs() * c10::elementSize(args.logits_type()) +
+                              product_row_bytes(args.input, weight_, args.float_logits);
+    const int64_t most = most_rows(chunk_bytes(args.input), row_bytes);
     const int64_t even = parts_of(rows_, std::max<int64_t>(1, parts_of(rows_, most)));
     rows_in_chunk_ = std::min({most, rounded_up(even, kRows), rows_});
     buffer_ =
@@ -91,7 +89,7 @@ class Layer {
 
   // The rows of the loss, in the order of the state's columns.
   at::Tensor state_of(const Chunk& chunk, const at::Tensor& state) const {
-    const int64_t positions = outputs() / std::max<int64_t>(1, args_.linear_weight.size(0));
+    const int64_t positions = state.size(1) / std::max<int64_t>(1, rows_);
     return state.narrow(1, chunk.first * positions, chunk.count * positions);
   }
 
@@ -126,7 +124,7 @@ class GradientSums {
   void add(const Chunk& chunk, const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad) {
     cross_entropy_backward_in_place(args, grad);
     const at::Tensor grad_logits =
-        layer_factor(args.logits.view({chunk.count, layer_.outputs()}), args_.input);
+        layer_factor(args.logits.view({chunk.count, layer_.outputs()}), layer_.weight());
     if (wanted_[0]) {
       at::Tensor rows = chunk.of(of_input_);
       layer_grad_input(rows, grad_logits, layer_.weight());

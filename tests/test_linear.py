@@ -325,6 +325,16 @@ def test_one_row_and_none() -> None:
     assert OPS.linear_cross_entropy_forward(*empty, target[:0], *options)[0] == 0
 
 
+def test_meta_tensors() -> None:
+    input, weight, target = (
+        torch.zeros(size, device="meta", dtype=dtype)
+        for size, dtype in [((3, 4), None), ((5, 4), None), (3, torch.long)]
+    )
+    loss = softreg_ext.linear_cross_entropy(input, weight, target, reduction="none")
+    assert loss.is_meta
+    assert loss.shape == (3,)
+
+
 def test_all_rows_ignored() -> None:
     leaves, target = make_inputs()
     loss, *gradients = results(fused, leaves, torch.full_like(target, -100))

@@ -78,3 +78,17 @@ def test_products_that_would_be_slow_are_never_left_to_torch(dtype: torch.dtype)
     if is_x86 and torch.backends.cpu.get_cpu_capability() != "AVX512":
         assert is_in_chunks(fused(leaves, target))
     assert results(fused, leaves, target)[1].dtype == dtype
+    one_row = [leaves[0].detach()[:1].requires_grad_(), *leaves[1:]]
+    assert not is_in_chunks(fused(one_row, target[:1]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_no_classes(dtype: torch.dtype) -> None:
+    leaves = [torch.randn(20, 6).to(dtype), torch.zeros(0, 6).to(dtype)]
+    for reduction in ("none", "sum"):
+        options = (None, {"none": 0, "sum": 2}[reduction], -100, 0.0, 0.0, 1.0, None, False, False)
+        target = torch.full((20,), -100)
+        whole = fused(leaves, target, reduction=reduction)
+        chunks = torch.ops.softreg_ext.linear_cross_entropy_forward(*leaves, None, target, *options)
+        assert not whole.any()
+        assert torch.equal(chunks[0], whole)

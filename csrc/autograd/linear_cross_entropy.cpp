@@ -68,15 +68,18 @@ bool gains_from_chunks(const LinearCrossEntropyArgs& args) {
   if (args.input.dim() != 2 || needs_all_logits(args)) {
     return false;
   }
-  if (has_slow_products(args.input)) {
+  c10::SymInt outputs(1);
+  for (const c10::SymInt& size :
+       args.linear_weight.sym_sizes().slice(0, args.linear_weight.dim() - 1)) {
+    outputs *= size;
+  }
+  const auto rows = args.input.sym_size(0).maybe_as_int(), in_row = outputs.maybe_as_int();
+  if (!rows || !in_row) {
     return true;
   }
-  c10::SymInt bytes(static_cast<int64_t>(c10::elementSize(args.logits_type())));
-  for (const c10::SymInt& size : args.logits_shape()) {
-    bytes *= size;
-  }
-  const auto known = bytes.maybe_as_int();
-  return !known || *known > chunk_bytes(args.input);
+  const int64_t item_bytes = c10::elementSize(args.logits_type());
+  return *rows * *in_row * item_bytes > chunk_bytes(args.input) ||
+         widens_products(*rows, *in_row, args.input);
 }
 
 // Never destroyed: threads may outlive the library's statics.
@@ -229,11 +232,8 @@ ForwardOutputs linear_cross_entropy_whole_or_in_chunks(const LinearCrossEntropyA
 }
 
 // Under autocast the layer has the lower precision, its loss float32: as of torch's two ops.
-ForwardOutputs linear_cross_entropy_autocast_or_not(const LinearCrossEntropyArgs& args) {
-  const auto device = args.input.device().type();
-  if (!at::autocast::is_autocast_enabled(device)) {
-    return linear_cross_entropy_whole_or_in_chunks(args);
-  }
+template <c10::DeviceType device>
+ForwardOutputs linear_cross_entropy_autocast(const LinearCrossEntropyArgs& args) {
   const NoAutocast no_autocast;
   const auto cast = [&](at::ScalarType type, const std::optional<at::Tensor>& x) {
     const bool is_there = x.has_value() && x->defined();
@@ -250,7 +250,15 @@ ForwardOutputs linear_cross_entropy_autocast_or_not(const LinearCrossEntropyArgs
 }  // namespace
 
 TORCH_LIBRARY_IMPL(softreg_ext, CompositeImplicitAutograd, m) {
-  m.impl("linear_cross_entropy", &linear_forward_entry<linear_cross_entropy_autocast_or_not>);
+  m.impl("linear_cross_entropy", &linear_forward_entry<linear_cross_entropy_whole_or_in_chunks>);
+}
+
+TORCH_LIBRARY_IMPL(softreg_ext, AutocastCPU, m) {
+  m.impl("linear_cross_entropy", &linear_forward_entry<linear_cross_entropy_autocast<c10::kCPU>>);
+}
+
+TORCH_LIBRARY_IMPL(softreg_ext, AutocastCUDA, m) {
+  m.impl("linear_cross_entropy", &linear_forward_entry<linear_cross_entropy_autocast<c10::kCUDA>>);
 }
 
 TORCH_LIBRARY_IMPL(softreg_ext, Autograd, m) {
