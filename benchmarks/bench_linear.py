@@ -47,10 +47,10 @@ class Size(NamedTuple):
 
 
 SIZES = (
+    Size(256, 256, 8000, torch.bfloat16),
     Size(1024, 512, 32000),
     Size(1024, 768, 50257),
     Size(512, 768, 128256),
-    Size(256, 256, 8000, torch.bfloat16),
 )
 QUICK_SIZES = (Size(512, 128, 32000),)
 
