@@ -152,9 +152,9 @@ MUTATIONS = [
     Mutation("linear_cross_entropy.cpp", "of_chunk.args.reduction = args.reduction;", ""),
     Mutation("linear_cross_entropy.cpp", "has_row_losses ? chunk.of(grad.grad_loss) :", ""),
     Mutation("linear_cross_entropy.cpp", "*grad.grad_lse", "*grad.grad_lse * 2"),
-    Mutation("layer_products.cpp", "is_first ? sum.copy_(of_classes) :", ""),
+    Mutation("layer_products.cpp", "is_first ? sum.copy_(x) :", ""),
     Mutation("layer_products.cpp", "is_first ? 0 : 1", "1"),
-    Mutation("layer_products.cpp", "block.of_rows(weight)", "weight.narrow(0, 0, block.count)"),
+    Mutation("layer_products.cpp", "body(Range{i * in_part,", "body(Range{0,"),
     Mutation("layer_products.cpp", "sum.addmm_(", "at::addmm(sum, "),
     Mutation("autograd/linear_cross_entropy.cpp", "return was_right ?", "return true ?"),
     Mutation(
