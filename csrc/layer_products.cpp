@@ -70,11 +70,12 @@ void for_each_part(int64_t n, int64_t most, const Body& body) {
   }
 }
 
-// The same in parallel, each thread as many parts as any other.
+// The same in parallel, each thread as many parts as any other, unless they were fewer than
+// `least`.
 template <typename Body>
-void for_each_part_on_threads(int64_t n, int64_t most, const Body& body) {
+void for_each_part_on_threads(int64_t n, int64_t least, int64_t most, const Body& body) {
   const int64_t parts = rounded_up(std::max<int64_t>(1, parts_of(n, most)), at::get_num_threads());
-  const int64_t in_part = std::max<int64_t>(1, parts_of(n, parts));
+  const int64_t in_part = std::max(least, parts_of(n, parts));
   at::parallel_for(0, parts_of(n, in_part), 1, [&](int64_t begin, int64_t end) {
     const at::AutoDispatchBelowADInplaceOrView below_autograd;  // each thread has its own
     for (int64_t i = begin; i < end; ++i) {
@@ -124,8 +125,8 @@ bool widens_products(int64_t rows, int64_t classes, const at::Tensor& factor) {
 }
 
 int64_t product_row_bytes(const at::Tensor& input, const at::Tensor& weight, bool float_output) {
-  if (widens_products(input.size(0), weight.size(0),
-                      input)) {  // the input or its gradient, and a block of the output
+  if (widens_products(input.size(0), weight.size(0), input)) {
+    // The input or its gradient, and a block of the output.
     return (input.size(1) + kLeastClasses) * int64_t(sizeof(float));
   }
   // The gradient as it is multiplied, and perhaps a copy that the product makes.
@@ -143,18 +144,19 @@ void layer_output(at::Tensor& output, const at::Tensor& input, const at::Tensor&
   const at::ScalarType type = input.scalar_type();
   if (widens_products(input.size(0), weight.size(0), input)) {
     const at::Tensor wide_input = widened(input);
-    for_each_part_on_threads(classes, classes_to_widen(rows + features), [&](const Range& block) {
-      const at::Tensor wide =
-          product(wide_input, widened(block.of_rows(weight)), widened(block.of_rows(bias)));
-      block.of_columns(output).copy_(output.scalar_type() == type ? wide : wide.to(type));
-    });
+    for_each_part_on_threads(
+        classes, 1, classes_to_widen(rows + features), [&](const Range& block) {
+          const at::Tensor wide =
+              product(wide_input, widened(block.of_rows(weight)), widened(block.of_rows(bias)));
+          block.of_columns(output).copy_(output.scalar_type() == type ? wide : wide.to(type));
+        });
   } else if (output.scalar_type() != type) {
     for_each_part(classes, classes_to_round(input, rows), [&](const Range& some) {
       some.of_columns(output).copy_(product(input, some.of_rows(weight), some.of_rows(bias)));
     });
   } else if (input.is_cpu() && !at::isReducedFloatingType(type)) {
     // MKL's own way takes up to twice as long for a hundred rows as for a thousand.
-    for_each_part_on_threads(classes, classes_in_cache(features), [&](const Range& block) {
+    for_each_part_on_threads(classes, 1, classes_in_cache(features), [&](const Range& block) {
       product_out(block.of_columns(output), input, block.of_rows(weight), block.of_rows(bias));
     });
   } else {
@@ -169,9 +171,7 @@ void layer_grad_input(at::Tensor& grad_input, const at::Tensor& grad_output,
     at::mm_out(grad_input, grad_output, weight);
     return;
   }
-  const int64_t of_thread = parts_of(features, at::get_num_threads());
-  const int64_t most = std::max(of_thread, kLeastFeatures);
-  for_each_part_on_threads(features, most, [&](const Range& some) {
+  for_each_part_on_threads(features, kLeastFeatures, features, [&](const Range& some) {
     at::Tensor sum = at::zeros({rows, some.count}, grad_input.options().dtype(at::kFloat));
     for_each_part(classes, classes_to_widen(rows + some.count), [&](const Range& block) {
       sum.addmm_(widened(block.of_columns(grad_output)),
@@ -186,10 +186,11 @@ void layer_grad_weight(at::Tensor& grad_weight, const at::Tensor& grad_output,
   const int64_t rows = input.size(0), classes = grad_weight.size(0), features = input.size(1);
   if (widens_products(rows, classes, input)) {
     const at::Tensor wide_input = widened(input);
-    for_each_part_on_threads(classes, classes_to_widen(rows + features), [&](const Range& block) {
-      const at::Tensor grad = widened(block.of_columns(grad_output));
-      put(block.of_rows(grad_weight), at::mm(grad.t(), wide_input), is_first);
-    });
+    for_each_part_on_threads(
+        classes, 1, classes_to_widen(rows + features), [&](const Range& block) {
+          const at::Tensor grad = widened(block.of_columns(grad_output));
+          put(block.of_rows(grad_weight), at::mm(grad.t(), wide_input), is_first);
+        });
   } else if (grad_weight.scalar_type() != input.scalar_type()) {
     for_each_part(classes, classes_to_round(input, features), [&](const Range& some) {
       const at::Tensor grad = some.of_columns(grad_output);

@@ -52,8 +52,7 @@ using LinearForwardImplementation = ForwardOutputs(const LinearCrossEntropyArgs&
 using LinearBackwardImplementation = LayerGradients(const LinearCrossEntropyArgs&,
                                                     const CrossEntropyGradArgs&, Wanted);
 
-// What is registered for the ops; `more`: where it is not always what it is by default,
-// float_logits.
+// What is registered for the ops; `more`: float_logits, of those that are told.
 template <auto* implementation, typename... More>
 auto linear_forward_entry(const at::Tensor& input, const at::Tensor& linear_weight,
                           const std::optional<at::Tensor>& linear_bias, const at::Tensor& target,
@@ -81,10 +80,9 @@ auto linear_backward_entry(const at::Tensor& grad_loss, const std::optional<at::
                            Wanted wanted) {
   const CrossEntropyOptions options =
       packed_options(reduction, ignore_index, label_smoothing, z_loss, logit_scale, softcap);
-  const bool return_lse = false;  // of no use to the backward pass
-  return implementation(
-      {options, input, linear_weight, linear_bias, target, weight, return_lse, float_logits},
-      {grad_loss, grad_lse, state, total_weight}, wanted);
+  LinearCrossEntropyArgs args{options, input, linear_weight, linear_bias, target, weight};
+  args.float_logits = float_logits;
+  return implementation(args, {grad_loss, grad_lse, state, total_weight}, wanted);
 }
 
 // Logits in shape and dtype only: one element, expanded.

@@ -68,12 +68,9 @@ bool gains_from_chunks(const LinearCrossEntropyArgs& args) {
   if (args.input.dim() != 2 || needs_all_logits(args)) {
     return false;
   }
-  c10::SymInt outputs(1);
-  for (const c10::SymInt& size :
-       args.linear_weight.sym_sizes().slice(0, args.linear_weight.dim() - 1)) {
-    outputs *= size;
-  }
-  const auto rows = args.input.sym_size(0).maybe_as_int(), in_row = outputs.maybe_as_int();
+  const c10::SymDimVector shape = args.logits_shape();
+  const auto rows = shape[0].maybe_as_int();
+  const auto in_row = c10::multiply_integers(shape.begin() + 1, shape.end()).maybe_as_int();
   if (!rows || !in_row) {
     return true;
   }
@@ -167,10 +164,9 @@ class LinearCrossEntropyFunction : public torch::autograd::Function<LinearCrossE
       return x.defined() ? std::make_optional(x) : std::nullopt;
     };
     const auto linear_bias = optional(saved[2]), weight = optional(saved[4]);
-    const bool return_lse = false;  // of no use here
-    const LinearCrossEntropyArgs args{
-        saved_options(ctx), saved[0], saved[1],   linear_bias,
-        saved[3],           weight,   return_lse, ctx->saved_data["float_logits"].toBool()};
+    LinearCrossEntropyArgs args{saved_options(ctx), saved[0], saved[1],
+                                linear_bias,        saved[3], weight};
+    args.float_logits = ctx->saved_data["float_logits"].toBool();
     if (!grad_outputs[0].defined()) {
       const at::Tensor logits = placeholder_logits(args);
       const CrossEntropyArgs of_logits = args.with_logits(logits);
