@@ -8,9 +8,8 @@ import torch
 from cases import DEVICE
 from surroundings import why_no_gpu
 
-from softreg_ext._extension import (
-    _C,  # its ops come first, for a library to take their kernels' place
-)
+# Its ops come first, for a library to take their kernels' place.
+from softreg_ext._extension import _C
 
 # The CUDA kernels compiled for the host (tests/cuda/test_on_host.py), in the place of the CPU's.
 if "SOFTREG_CUDA_ON_HOST" in os.environ:

@@ -1,17 +1,19 @@
 """Inputs of a linear layer and its loss in one, held against the two ops apart."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import oracle
 import torch
 import torch.nn.functional as F
 from cases import random_source
+from measure import peak_bytes
 from torch import Tensor
 
 import softreg_ext
 
 ROWS, FEATURES, CLASSES = 37, 6, 50
+HALF_TYPES = [torch.bfloat16, torch.float16]
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"reduction": "sum", "label_smoothing": 0.1},
@@ -59,6 +61,24 @@ def results(
     return [loss.detach(), *torch.autograd.grad(loss, leaves, upstream)]
 
 
+def assert_as_accurate(
+    ours: Iterable[Tensor], theirs: Iterable[Tensor], exact: Iterable[Tensor], terms: int = 1
+) -> None:
+    """In roundings of the results' dtype.
+
+    `terms`: of the longest sums, which a product of fewer rows may take in another order. Half
+    types round them but once.
+    """
+    for mine, other, reference in zip(ours, theirs, exact, strict=True):
+        assert mine.shape == reference.shape
+        draw = oracle.Draw(mine, other, oracle.extended(reference))
+        # One rounding more than the oracle's rule: sums over chunks are rounded on their way, and
+        # what is held against them in float64 is no more exact.
+        error, of_theirs = draw.errors()
+        walk = 1 if mine.dtype.itemsize == 2 else terms**0.5
+        assert error <= of_theirs + 1 + walk, f"{error:.2f} roundings, apart {of_theirs:.2f}"
+
+
 def check(
     leaves: list[Tensor],
     target: Tensor,
@@ -66,11 +86,7 @@ def check(
     terms: int = 1,
     **options: Any,
 ) -> None:
-    """As accurate as the two ops apart, held against those in float64.
-
-    `terms`: of the longest sums, which a product of fewer rows may take in another order. Half
-    types round them but once.
-    """
+    """As accurate as the two ops apart, held against those in float64."""
     exact_leaves = [leaf.detach().double().requires_grad_() for leaf in leaves]
     is_half = target.dtype in (torch.bfloat16, torch.float16)
     of_class = {} if weight is None else {"weight": weight}
@@ -80,14 +96,20 @@ def check(
     )
     ours = results(fused, leaves, target, **of_class, **options)
     theirs = results(apart, leaves, target, **of_class, **options)
-    for mine, other, reference in zip(ours, theirs, exact, strict=True):
-        assert mine.shape == reference.shape
-        draw = oracle.Draw(mine, other, oracle.extended(reference))
-        # One rounding more than the oracle's rule: sums over chunks are rounded on their way, and
-        # what is held against them in float64 is no more exact.
-        error, of_theirs = draw.errors()
-        walk = 1 if mine.dtype.itemsize == 2 else terms**0.5
-        assert error <= of_theirs + 1 + walk, f"{error:.2f} roundings, apart {of_theirs:.2f}"
+    assert_as_accurate(ours, theirs, exact, terms)
+
+
+def peak_of_a_step(loss: Callable[[list[Tensor], Tensor], Tensor]) -> int:
+    """Megabytes, with gradients, where all logits in float32 take 262."""
+    input, weight = torch.randn(2048, 8), torch.randn(32000, 8)
+    target = torch.randint(32000, (2048,))
+    leaves = [input.requires_grad_(), weight.requires_grad_()]
+
+    def step() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(loss(leaves, target), leaves)
+
+    step()
+    return peak_bytes(step) >> 20
 
 
 def is_in_chunks(loss: Tensor) -> bool:

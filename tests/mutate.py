@@ -17,7 +17,8 @@ SUITES += ["test_k_dimensional.py", "test_autograd.py", "test_properties.py"]
 SUITES += ["test_large_gradients.py", "cpu/test_large_results.py"]
 SUITES += ["test_early_gradient.py", "test_forward_with_gradient.py", "test_sums.py"]
 SUITES += ["test_few_long_rows.py", "test_in_place.py", "cpu/test_rounding.py"]
-SUITES += ["test_linear.py", "test_linear_autocast.py", "test_linear_products.py"]
+SUITES += ["test_linear.py", "test_linear_arguments.py"]
+SUITES += ["test_linear_autocast.py", "test_linear_products.py"]
 
 
 class Mutation(NamedTuple):

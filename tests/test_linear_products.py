@@ -5,14 +5,13 @@ import platform
 import pytest
 import torch
 from cases import DEVICE, DTYPES, random_source
-from linear_cases import apart, check, fused, is_in_chunks, results
+from linear_cases import HALF_TYPES, apart, check, fused, is_in_chunks, results
 from torch import Tensor
 
 from softreg_ext._extension import _C
 
 CLASSES = 2100
 ROW_BYTES = CLASSES * 8
-HALF_TYPES = [torch.bfloat16, torch.float16]
 
 
 def make_wide(features: int, dtype: torch.dtype, bias: bool) -> tuple[list[Tensor], Tensor]:

@@ -23,7 +23,7 @@ SUITES = [
     *("functional", "k_dimensional", "probabilities", "beyond_the_original"),
     *("properties", "autograd", "pytorch_inputs"),
     *("sums", "forward_with_gradient", "early_gradient"),
-    *("in_place", "linear", "linear_autocast", "linear_products"),
+    *("in_place", "linear", "linear_arguments", "linear_autocast", "linear_products"),
 ]
 BAD_LABEL = "cross_entropy: target is neither in [0, classes) nor ignore_index"
 # Lanes, a warp and a block to a row; columns split; more rows than blocks.

@@ -15,7 +15,7 @@ from suites import Done, assert_passed, run_suite, side_by_side
 # What runs on the kernels: values, gradients, layouts, options.
 SUITES = ["functional", "k_dimensional", "probabilities", "beyond_the_original", "sums"]
 SUITES += ["forward_with_gradient", "early_gradient", "in_place", "linear"]
-SUITES += ["linear_autocast", "linear_products"]
+SUITES += ["linear_arguments", "linear_autocast", "linear_products"]
 BAD_LABEL = "cross_entropy: target is neither in [0, classes) nor ignore_index"
 pytestmark = pytest.mark.skipif(
     "SOFTREG_CUDA_ON_HOST" in os.environ, reason="the kernels are in place in this process already"
