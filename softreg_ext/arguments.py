@@ -1,8 +1,12 @@
-"""What the losses have to say about arguments of the wrong type."""
+"""What the losses have to say about the types of their arguments."""
 
-from typing import NoReturn
+import sys
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, TypeGuard
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 _REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 
@@ -18,13 +22,25 @@ def reduction_code(op: str, reduction: object) -> int:
     return _REDUCTIONS[reduction]
 
 
+def is_dtensor(x: object) -> "TypeGuard[DTensor]":
+    """Without loading what whoever has a DTensor has loaded."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(x, module.DTensor)
+
+
+class Options(NamedTuple):
+    """What both losses take besides tensors and the reduction, in the order of the ops' schemas."""
+
+    ignore_index: object
+    label_smoothing: object
+    z_loss: object
+    logit_scale: object
+    softcap: object
+    return_lse: object
+
+
 def check_types(
-    op: str,
-    tensors: dict[str, object],
-    optional_tensors: dict[str, object],
-    ignore_index: object,
-    factors: dict[str, object],
-    return_lse: object,
+    op: str, tensors: dict[str, object], optional_tensors: dict[str, object], options: Options
 ) -> None:
     """Raise an error that names the argument; a schema's or pybind11's own lists the signature.
 
@@ -44,12 +60,13 @@ def check_types(
     for name, value in optional_tensors.items():
         if value is not None and not isinstance(value, Tensor):
             complain(name, "a Tensor", value)
-    if not isinstance(ignore_index, int):
-        complain("ignore_index", "an int", ignore_index)
-    if not -(2**63) <= ignore_index < 2**63:
-        raise ValueError(f"{op}: ignore_index {ignore_index} does not fit in 64 bits")
-    for name, value in factors.items():
+    if not isinstance(options.ignore_index, int):
+        complain("ignore_index", "an int", options.ignore_index)
+    if not -(2**63) <= options.ignore_index < 2**63:
+        raise ValueError(f"{op}: ignore_index {options.ignore_index} does not fit in 64 bits")
+    for name in ("label_smoothing", "z_loss", "logit_scale", "softcap"):
+        value = getattr(options, name)
         if not isinstance(value, (int, float)) and not (name == "softcap" and value is None):
             complain(name, "a float", value)
-    if not isinstance(return_lse, bool):
-        complain("return_lse", "a bool", return_lse)
+    if not isinstance(options.return_lse, bool):
+        complain("return_lse", "a bool", options.return_lse)

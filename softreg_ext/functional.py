@@ -72,6 +72,12 @@ def cross_entropy(
     reach the gradient; a ``label_smoothing`` below 0 or NaN is an error; int32 and int16 labels
     are taken as well.
 
+    ``input`` may be a DTensor, which shares out the rows, the classes or both, and ``target`` and
+    ``weight`` are then DTensors or the same on every process. The loss is a DTensor too, for "none"
+    sharded as the rows are, else replicated. Of classes that are shared out each process reads its
+    own, and three numbers a row travel; but with probabilities or smoothing they are gathered
+    first, and first derivatives are all there are.
+
     Args:
         input: logits, shape (N, C), (N, C, d1, ..., dK) or (C); float32, float64, bfloat16 or
             float16. The half types are accumulated in float32.
@@ -104,6 +110,7 @@ def cross_entropy(
         NotImplementedError: logits of another dtype.
         RuntimeError: any other wrong dtype, shape, device, or value of a number.
     """
+    options = (ignore_index, label_smoothing, z_loss, logit_scale, softcap, return_lse)
     if has_torch_function_variadic(input, target, weight):
         return handle_torch_function(
             cross_entropy,  # type: ignore[arg-type]
@@ -111,20 +118,21 @@ def cross_entropy(
             input,
             target,
             weight,
-            ignore_index=ignore_index,
             reduction=reduction,
-            label_smoothing=label_smoothing,
-            z_loss=z_loss,
-            logit_scale=logit_scale,
-            softcap=softcap,
-            return_lse=return_lse,
             size_average=size_average,
             reduce=reduce,
+            **arguments.Options(*options)._asdict(),
         )
     if size_average is not None or reduce is not None:
         reduction = _Reduction.legacy_get_string(size_average, reduce)
+    if type(input) is not Tensor and arguments.is_dtensor(input):
+        from . import sharded
+
+        named = arguments.Options(*options)._asdict()
+        return sharded.cross_entropy(  # type: ignore[no-any-return]
+            input, target, weight, reduction=reduction, **named
+        )
     reduction_code = arguments.reduction_code("cross_entropy", reduction)
-    options = (ignore_index, label_smoothing, z_loss, logit_scale, softcap, return_lse)
     if torch.compiler.is_compiling():
         # A graph holds the dispatcher's op; the pybind11 entry is opaque to the tracer.
         loss, lse, *_ = torch.ops.softreg_ext.cross_entropy_forward(
@@ -140,13 +148,6 @@ def cross_entropy(
             "cross_entropy",
             {"input": input, "target": target},
             {"weight": weight},
-            ignore_index,
-            {
-                "label_smoothing": label_smoothing,
-                "z_loss": z_loss,
-                "logit_scale": logit_scale,
-                "softcap": softcap,
-            },
-            return_lse,
+            arguments.Options(*options),
         )
         raise

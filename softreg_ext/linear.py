@@ -75,6 +75,9 @@ def linear_cross_entropy(
     there at a time under ``torch.func`` transforms and forward-mode AD, for second derivatives, and
     where ``target`` or ``weight`` requires grad.
 
+    ``input`` and ``linear_weight`` may be DTensors, which share out the rows, the classes or both:
+    see :func:`softreg_ext.cross_entropy`. The backward pass computes the logits again then.
+
     Args:
         input: shape (N, features) or (features); float32, float64, bfloat16 or float16.
         linear_weight: shape (C, features), or (C, d1, ..., dK, features) for logits of shape
@@ -100,6 +103,8 @@ def linear_cross_entropy(
         NotImplementedError: input of another dtype.
         RuntimeError: any other wrong dtype, shape, device, or value of a number.
     """
+    ignore_index = -100 if ignore_index is None else ignore_index
+    options = (ignore_index, label_smoothing, z_loss, logit_scale, softcap, return_lse)
     if has_torch_function_variadic(input, linear_weight, target, linear_bias, weight):
         return handle_torch_function(
             linear_cross_entropy,  # type: ignore[arg-type]
@@ -110,27 +115,19 @@ def linear_cross_entropy(
             linear_bias=linear_bias,
             weight=weight,
             reduction=reduction,
-            ignore_index=ignore_index,
-            label_smoothing=label_smoothing,
-            z_loss=z_loss,
-            logit_scale=logit_scale,
-            softcap=softcap,
-            return_lse=return_lse,
+            **arguments.Options(*options)._asdict(),
         )
-    given = (
-        input,
-        linear_weight,
-        linear_bias,
-        target,
-        weight,
-        arguments.reduction_code("linear_cross_entropy", reduction),
-        -100 if ignore_index is None else ignore_index,
-        label_smoothing,
-        z_loss,
-        logit_scale,
-        softcap,
-        return_lse,
-    )
+    if not (type(input) is type(linear_weight) is Tensor) and (
+        arguments.is_dtensor(input) or arguments.is_dtensor(linear_weight)
+    ):
+        from . import sharded
+
+        named = arguments.Options(*options)._asdict()
+        return sharded.linear_cross_entropy(  # type: ignore[no-any-return]
+            input, linear_weight, target, linear_bias, weight, reduction=reduction, **named
+        )
+    reduction_code = arguments.reduction_code("linear_cross_entropy", reduction)
+    given = (input, linear_weight, linear_bias, target, weight, reduction_code, *options)
     if torch.compiler.is_compiling():
         loss, lse, *_ = torch.ops.softreg_ext.linear_cross_entropy(*given)
         return (loss, lse) if return_lse else loss
@@ -141,13 +138,6 @@ def linear_cross_entropy(
             "linear_cross_entropy",
             {"input": input, "linear_weight": linear_weight, "target": target},
             {"linear_bias": linear_bias, "weight": weight},
-            ignore_index,
-            {
-                "label_smoothing": label_smoothing,
-                "z_loss": z_loss,
-                "logit_scale": logit_scale,
-                "softcap": softcap,
-            },
-            return_lse,
+            arguments.Options(*options),
         )
         raise

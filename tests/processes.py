@@ -1,0 +1,72 @@
+"""Processes that do the same thing at the same time, as those of a distributed job do."""
+
+import os
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+TIMEOUT_S = 30  # for those that wait for one that has failed
+
+
+def _serve(rank: int, count: int, store: str, orders: Any, reports: Any) -> None:
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    torch.set_num_threads(1)
+    timeout = timedelta(seconds=TIMEOUT_S)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=count, timeout=timeout
+    )
+    while (order := orders.get()) is not None:
+        function, arguments = order
+        try:
+            function(*arguments)
+            reports.put(None)
+        except Exception:
+            reports.put(f"process {rank}: {traceback.format_exc()}")
+    dist.destroy_process_group()
+
+
+class Processes:
+    def __init__(self, count: int, folder: Path) -> None:
+        context = mp.get_context("spawn")
+        self.orders = [context.SimpleQueue() for _ in range(count)]
+        self.reports = context.Queue()
+        self.processes = [
+            context.Process(
+                target=_serve,
+                args=(rank, count, str(folder / "store"), orders, self.reports),
+                daemon=True,
+            )
+            for rank, orders in enumerate(self.orders)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def run(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Calls it in each process, and fails where it does in one of them."""
+        for orders in self.orders:
+            orders.put((function, arguments))
+        reports = [self.reports.get(timeout=2 * TIMEOUT_S) for _ in self.processes]
+        failed = [report for report in reports if report is not None]
+        assert not failed, f"{len(failed)} of {len(reports)} failed; {min(failed)}"
+
+    def end(self) -> None:
+        for orders in self.orders:
+            orders.put(None)
+        for process in self.processes:
+            process.join(TIMEOUT_S)
+
+
+@contextmanager
+def processes(count: int, folder: Path) -> Iterator[Processes]:
+    found = Processes(count, folder)
+    try:
+        yield found
+    finally:
+        found.end()

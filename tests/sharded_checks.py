@@ -1,0 +1,399 @@
+"""What each process of test_sharded.py does: a loss of DTensors against that of one process."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Any
+
+import oracle
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import (
+    DTensor,
+    Placement,
+    Replicate,
+    Shard,
+    distribute_tensor,
+)
+from torch.distributed.tensor.debug import CommDebugMode
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+from torch.nn.parallel import DistributedDataParallel
+
+import softreg_ext
+
+Placements = tuple[Placement, ...]
+PROCESSES = 4
+TRANSFORMS: list[dict[str, Any]] = [{}, {"z_loss": 0.1, "logit_scale": 0.5, "softcap": 3.0}]
+
+
+@cache
+def mesh_of(dims: int) -> DeviceMesh:
+    """Once in a process, as in any job: DTensor's caches do not tell equal ones apart."""
+    return init_device_mesh("cpu", (PROCESSES,) if dims == 1 else (2, PROCESSES // 2))
+
+
+def distributed(x: Tensor, mesh: DeviceMesh, placements: Placements) -> DTensor:
+    """The same values, whatever the placements; a leaf."""
+    parts = [mesh.size(i) for i, p in enumerate(placements) if p.is_partial()]
+    whole = [Replicate() if p.is_partial() else p for p in placements]
+    local = distribute_tensor(x, mesh, whole).to_local()
+    for count in parts:
+        local = local / count
+    return DTensor.from_local(
+        local, mesh, placements, run_check=False, shape=x.shape, stride=x.stride()
+    )
+
+
+def make_labels(shape: Sequence[int], classes: int) -> Tensor:
+    labels = torch.randint(classes, tuple(shape))
+    if labels.numel() > 2:
+        labels.view(-1)[2] = -100
+    return labels
+
+
+def whole(x: Tensor) -> Tensor:
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def results(function: Callable[..., Any], leaves: list[Tensor], **options: Any) -> list[Tensor]:
+    """What is returned, and the gradients of something that depends on all of it."""
+    found = function(*leaves, **options)
+    found = list(found) if isinstance(found, tuple) else [found]
+    total = sum((x.square().sum() for x in found), torch.zeros(()).to(whole(found[0])))
+    return [*found, *torch.autograd.grad(total, leaves)]
+
+
+def compare(
+    function: Callable[..., Any],
+    tensors: list[Tensor],
+    mesh: DeviceMesh,
+    placements: Sequence[Placements],
+    **options: Any,
+) -> list[Tensor]:
+    """Results of DTensors, which are those of one process; in float64."""
+    leaves = [x.detach().requires_grad_() for x in tensors]
+    shards = [
+        distributed(x, mesh, where).requires_grad_()
+        for x, where in zip(tensors, placements, strict=True)
+    ]
+    expected, found = results(function, leaves, **options), results(function, shards, **options)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert isinstance(ours, DTensor)
+        assert ours.dtype == theirs.dtype
+        close = {"rtol": 1e-12, "atol": 1e-13, "equal_nan": True}
+        torch.testing.assert_close(whole(ours), theirs, **close)
+    for grad, shard in zip(found[-len(shards) :], shards, strict=True):
+        assert grad.shape == shard.shape
+    return found
+
+
+def check_logits(shape: tuple[int, ...], mesh_dims: int, placements: Placements) -> None:
+    torch.manual_seed(0)
+    mesh, class_dim = mesh_of(mesh_dims), min(1, len(shape) - 1)
+    logits = 3 * torch.randn(shape, dtype=torch.float64)
+    classes = shape[class_dim]
+    target = make_labels((*shape[:class_dim], *shape[class_dim + 1 :]), classes)
+    weights = [None, torch.rand(classes, dtype=torch.float64)]
+    reductions = ("none", "mean", "sum")
+    for reduction, weight, beyond in itertools.product(reductions, weights, TRANSFORMS):
+        options = {"target": target, "weight": weight, "reduction": reduction, **beyond}
+        for return_lse in (False, True):
+            found = compare(
+                softreg_ext.cross_entropy,
+                [logits],
+                mesh,
+                [placements],
+                **options,
+                return_lse=return_lse,
+            )
+            rows_are_whole = reduction != "none"
+            assert not rows_are_whole or all(p.is_replicate() for p in found[0].placements)
+
+
+def check_other_targets(mesh_dims: int, placements: Placements) -> None:
+    """Smoothed labels and probabilities, which have a gradient; labels of other types."""
+    torch.manual_seed(0)
+    mesh = mesh_of(mesh_dims)
+    logits = torch.randn(6, 11, 2, dtype=torch.float64)
+    labels, weight = make_labels((6, 2), 11), torch.rand(11, dtype=torch.float64)
+    loss = softreg_ext.cross_entropy
+    for reduction in ("none", "mean", "sum"):
+        smoothed = {"target": labels, "weight": weight, "label_smoothing": 0.1}
+        compare(loss, [logits], mesh, [placements], reduction=reduction, **smoothed)
+        probabilities = logits.detach().roll(1).softmax(1)
+        rest = {"weight": weight, "label_smoothing": 0.1, "reduction": reduction}
+        compare(loss, [logits, probabilities], mesh, [placements, placements], **rest)
+    for dtype in (torch.uint8, torch.int32):
+        compare(loss, [logits], mesh, [placements], target=labels.abs().clamp(max=10).to(dtype))
+    other = labels.masked_fill(labels == -100, 7)
+    compare(loss, [logits], mesh, [placements], target=other, ignore_index=7)
+
+
+def check_distributed_targets(placements: Placements, on_target: Placements) -> None:
+    """Targets that are DTensors too, wherever they are; a weight that is one."""
+    torch.manual_seed(0)
+    mesh = mesh_of(2)
+    logits, labels = torch.randn(8, 8, dtype=torch.float64), make_labels((8,), 8)
+    weight = distribute_tensor(torch.rand(8, dtype=torch.float64), mesh, [Replicate(), Shard(0)])
+    expected = softreg_ext.cross_entropy(logits, labels, weight.full_tensor())
+    target = distribute_tensor(labels, mesh, on_target)
+    found = softreg_ext.cross_entropy(distributed(logits, mesh, placements), target, weight)
+    torch.testing.assert_close(whole(found), expected, rtol=1e-12, atol=0)
+    module = softreg_ext.CrossEntropyLoss(weight.full_tensor(), reduction="sum")
+    of_module = module(distributed(logits, mesh, placements), target)
+    torch.testing.assert_close(whole(of_module), module(logits, labels), rtol=1e-12, atol=0)
+
+
+def check_bad_arguments(placements: Placements) -> None:
+    """Refused by every process, as one process refuses them; none is left waiting."""
+    mesh = mesh_of(2)
+    logits, labels = torch.randn(4, 8), torch.zeros(4, dtype=torch.long)
+    shards = distributed(logits, mesh, placements)
+    bad: list[tuple[type[Exception], str, dict[str, Any]]] = [
+        (ValueError, "input has batch size 4", {"target": labels[:3]}),
+        (RuntimeError, "label_smoothing", {"label_smoothing": 1.5}),
+        (RuntimeError, "weight must have one entry", {"weight": torch.ones(7)}),
+        (RuntimeError, "weight requires grad", {"weight": torch.ones(8).requires_grad_()}),
+        (ValueError, "reduction must be", {"reduction": "total"}),
+        (TypeError, "softcap must be a float", {"softcap": "high"}),
+        (TypeError, "target must be a Tensor", {"target": [0, 1, 2, 3]}),
+        (RuntimeError, "must be int64, int32, int16 or uint8", {"target": labels.bool()}),
+    ]
+    for kind, message, options in bad:
+        given = {"target": labels, **options}
+        for input in (logits, shards):
+            with pytest.raises(kind, match=message):
+                softreg_ext.cross_entropy(input, **given)
+    assert softreg_ext.cross_entropy(shards, labels).to_local() > 0
+
+
+def check_bad_label(label: int) -> None:
+    """Of all who have the row, where its classes are shared out."""
+    mesh = mesh_of(1)
+    labels = torch.tensor([0, label, 1])
+    message = f"target {label} at row 1 .* is out of bounds for 8 classes"
+    with pytest.raises(IndexError, match=message):
+        softreg_ext.cross_entropy(distributed(torch.randn(3, 8), mesh, (Shard(1),)), labels)
+
+
+def check_second_derivatives() -> None:
+    """There where no class is shared out, refused else."""
+    mesh = mesh_of(1)
+    torch.manual_seed(0)
+    logits, labels = torch.randn(4, 8).double(), torch.arange(4)
+
+    def second(x: Tensor) -> Tensor:
+        (grad,) = torch.autograd.grad(softreg_ext.cross_entropy(x, labels), x, create_graph=True)
+        return torch.autograd.grad(grad.square().sum(), x)[0]
+
+    expected = second(logits.clone().requires_grad_())
+    found = second(distributed(logits, mesh, (Shard(0),)).requires_grad_())
+    torch.testing.assert_close(whole(found), expected, rtol=1e-12, atol=1e-13)
+    with pytest.raises(RuntimeError, match="no second derivatives"):
+        second(distributed(logits, mesh, (Shard(1),)).requires_grad_())
+
+
+def check_accuracy(dtype: torch.dtype, placements: Placements) -> None:
+    """The rule for one process holds for several."""
+    mesh = mesh_of(2)
+    draws: list[tuple[oracle.Draw, oracle.Draw]] = []
+    for seed in range(4):
+        torch.manual_seed(seed)
+        logits = (3 * torch.randn(64, 300)).to(dtype)
+        target = make_labels((64,), 300)
+        shards = distributed(logits, mesh, placements).requires_grad_()
+        loss = softreg_ext.cross_entropy(shards, target)
+        (grad,) = torch.autograd.grad(loss, shards)
+        leaf = logits.requires_grad_()
+        theirs = F.cross_entropy(leaf, target)
+        (their_grad,) = torch.autograd.grad(theirs, leaf)
+        exact = oracle.cross_entropy(logits, target)
+        unit = 1 / float((target >= 0).sum())
+        draws.append(
+            (
+                oracle.Draw(whole(loss), theirs, exact.loss),
+                oracle.Draw(whole(grad), their_grad, exact.grad, unit),
+            )
+        )
+    for of_one in zip(*draws, strict=True):
+        oracle.assert_as_accurate(*of_one)
+
+
+def check_extremes(placements: Placements) -> None:
+    """Logits of any size, and what is infinite or not a number, as in one process."""
+    mesh = mesh_of(1)
+    inf = torch.inf
+    rows = torch.tensor(
+        [
+            [2.0**24] * 8,
+            [1e30, -1e30, 0, 1, 2, 3, 4, 5],
+            [-inf, -inf, 0, 1, 2, 3, 4, 5],  # a process has nothing but these, and the label
+            [-inf, 0, -inf, -inf, -inf, -inf, -inf, -inf],
+            [-inf] * 8,
+            [inf, 0, 0, 0, 0, 0, 0, 0],
+            [torch.nan, 0, 0, 0, 0, 0, 0, 0],
+            [0, 0, 0, 0, 0, 0, 0, 1e4],
+        ]
+    )
+    target = torch.tensor([5, 0, 1, 1, 3, 0, 7, 0])
+    for function in (softreg_ext.cross_entropy, F.cross_entropy):
+        leaf = rows.clone().requires_grad_()
+        shards = distributed(rows, mesh, placements).requires_grad_()
+        expected = function(leaf, target, reduction="none")
+        found = softreg_ext.cross_entropy(shards, target, reduction="none")
+        torch.testing.assert_close(whole(found), expected, equal_nan=True)
+        pairs = ((found.sum(), shards), (expected.sum(), leaf))
+        grad, expected_grad = (torch.autograd.grad(loss, x)[0] for loss, x in pairs)
+        torch.testing.assert_close(whole(grad), expected_grad, equal_nan=True)
+
+
+def check_layer(
+    mesh_dims: int, on_input: Placements, on_layer: Placements, dims: tuple[int, ...] = ()
+) -> None:
+    torch.manual_seed(0)
+    mesh = mesh_of(mesh_dims)
+    input = torch.randn(9, 5, dtype=torch.float64)
+    layer = torch.randn(11, *dims, 5, dtype=torch.float64)
+    bias = torch.randn(11, *dims, dtype=torch.float64)
+    target = make_labels((9, *dims), 11)
+    on_bias = tuple(Replicate() if p == Shard(len(dims) + 1) else p for p in on_layer)
+
+    def loss(input: Tensor, layer: Tensor, bias: Tensor | None = None, **options: Any) -> Any:
+        return softreg_ext.linear_cross_entropy(input, layer, linear_bias=bias, **options)
+
+    weight = torch.rand(11, dtype=torch.float64)
+    cases = [
+        {"reduction": "none", "weight": weight},
+        {"reduction": "mean", "return_lse": True},
+        {"reduction": "sum", **TRANSFORMS[1]},
+        {"reduction": "mean", "weight": weight, "label_smoothing": 0.1},
+    ]
+    for options in cases:
+        compare(loss, [input, layer], mesh, [on_input, on_layer], target=target, **options)
+        leaves, where = [input, layer, bias], [on_input, on_layer, on_bias]
+        compare(loss, leaves, mesh, where, target=target, **options)
+
+
+def check_autocast(placements: Placements) -> None:
+    """The layer in bfloat16, the loss in float32, as in one process."""
+    mesh = mesh_of(2)
+    torch.manual_seed(0)
+    input, layer, target = torch.randn(8, 6), torch.randn(12, 6), make_labels((8,), 12)
+    on_layer = tuple(Shard(0) if p == Shard(1) else Replicate() for p in placements)
+    on_input = tuple(p if p == Shard(0) else Replicate() for p in placements)
+    leaves = [x.requires_grad_() for x in (input, layer)]
+    shards = [
+        distributed(x.detach(), mesh, where).requires_grad_()
+        for x, where in ((input, on_input), (layer, on_layer))
+    ]
+
+    def apart(input: Tensor, layer: Tensor) -> Tensor:
+        return softreg_ext.cross_entropy(F.linear(input, layer), target)
+
+    def fused(input: Tensor, layer: Tensor) -> Tensor:
+        return softreg_ext.linear_cross_entropy(input, layer, target)
+
+    def of_half_logits(input: Tensor, layer: Tensor) -> Tensor:
+        return softreg_ext.cross_entropy(F.linear(input, layer).bfloat16(), target)
+
+    for loss in (apart, fused, of_half_logits):
+        with torch.autocast("cpu", torch.bfloat16):
+            expected, found = loss(*leaves), loss(*shards)
+        assert expected.dtype == found.dtype == torch.float32
+        grads = torch.autograd.grad(found, shards)
+        expected_grads = torch.autograd.grad(expected, leaves)
+        torch.testing.assert_close(whole(found), expected)
+        for ours, theirs in zip(grads, expected_grads, strict=True):
+            # sums over other rows or classes in bfloat16
+            torch.testing.assert_close(whole(ours), theirs, rtol=2**-6, atol=2**-8)
+
+
+def check_compile(placements: Placements) -> None:
+    mesh = mesh_of(2)
+    torch.manual_seed(0)
+    logits, target = torch.randn(8, 12).double(), make_labels((8,), 12)
+    compiled = torch.compile(softreg_ext.cross_entropy, fullgraph=True, backend="aot_eager")
+    for reduction in ("mean", "none"):
+        compare(compiled, [logits], mesh, [placements], target=target, reduction=reduction)
+
+
+def check_what_travels(placements: Placements, gathered: int, reduced: int) -> None:
+    """Never the logits: a collective for rows whose classes are shared out, one for the sum."""
+    mesh = mesh_of(2)
+    shards = distributed(torch.randn(8, 12), mesh, placements).requires_grad_()
+    target = make_labels((8,), 12)
+    with CommDebugMode() as traffic:
+        softreg_ext.cross_entropy(shards, target).backward()
+    counts = {str(op): count for op, count in traffic.get_comm_counts().items()}
+    expected = {
+        "c10d_functional.all_gather_into_tensor": gathered,
+        "c10d_functional.all_reduce": reduced,
+    }
+    assert counts == {op: count for op, count in expected.items() if count}, counts
+
+
+def make_model() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 12)).double()
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    torch.manual_seed(1)
+    return torch.randn(4 * PROCESSES, 6).double(), torch.randint(12, (4 * PROCESSES,))
+
+
+def gradients(model: nn.Module, loss: Tensor) -> list[Tensor]:
+    loss.backward()
+    return [whole(x.grad) for x in model.parameters() if x.grad is not None]
+
+
+def check_data_parallel() -> None:
+    """Each process has rows of its own, the gradients are averaged: as of all rows in one."""
+    rank, model = dist.get_rank(), make_model()
+    input, target = batch()
+    loss = softreg_ext.CrossEntropyLoss()
+    expected = gradients(model, loss(model(input), target))
+    mine = slice(4 * rank, 4 * rank + 4)
+    ddp = DistributedDataParallel(make_model())
+    fsdp = fully_shard(make_model(), mesh=mesh_of(1))
+    for found in (ddp, fsdp):
+        grads = gradients(found, loss(found(input[mine]), target[mine]))
+        torch.testing.assert_close(grads, expected, rtol=1e-12, atol=1e-13)
+
+    # The layer inside the loss, whose parameters are gathered for it.
+    def make_loss() -> softreg_ext.LinearCrossEntropyLoss:
+        torch.manual_seed(2)
+        return softreg_ext.LinearCrossEntropyLoss(6, 12, bias=True, dtype=torch.float64)
+
+    whole_loss, shards = make_loss(), fully_shard(make_loss(), mesh=mesh_of(1))
+    expected = gradients(whole_loss, whole_loss(input, target))
+    grads = gradients(shards, shards(input[mine], target[mine]))
+    torch.testing.assert_close(grads, expected, rtol=1e-12, atol=1e-13)
+
+
+def check_tensor_parallel() -> None:
+    """The last layer's classes are shared out: its output, and what is done with it in one op."""
+    input, target = batch()
+    model = make_model()
+    expected = gradients(model, softreg_ext.cross_entropy(model(input), target))
+    plan = {
+        "0": ColwiseParallel(),
+        "2": ColwiseParallel(
+            input_layouts=Shard(-1), output_layouts=Shard(-1), use_local_output=False
+        ),
+    }
+    parallel = parallelize_module(make_model(), mesh_of(1), plan)
+    loss = softreg_ext.cross_entropy(parallel(input), target)
+    assert_equal = partial(torch.testing.assert_close, rtol=1e-12, atol=1e-13)
+    assert_equal(gradients(parallel, loss), expected)
+
+    parallel.zero_grad()
+    hidden, last = parallel[:2](input), parallel[2]
+    hidden = DTensor.from_local(hidden, mesh_of(1), (Shard(1),))
+    loss = softreg_ext.linear_cross_entropy(hidden, last.weight, target, linear_bias=last.bias)
+    assert_equal(gradients(parallel, loss), expected)
