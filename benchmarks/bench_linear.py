@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from measure import peak_bytes, summary, timings
-from surroundings import RESULTS, surroundings
+from surroundings import RESULTS, heading, surroundings
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -180,9 +180,8 @@ def measure(size: Size, threads: int, seconds: float) -> Iterator[dict[str, Any]
 
 def report(rows: list[dict[str, Any]], where: dict[str, Any]) -> str:
     """A table for each mode: times of ours, and how many times as long the others take."""
-    lines = ["# A linear layer and its loss in one", ""]
-    lines += [", ".join(f"{name} {value}" for name, value in where.items()) + ".", ""]
-    lines += [
+    lines = [
+        *heading("A linear layer and its loss in one", where),
         "Medians of peers in turns. The peak is what the process grows by during a call, gradients",
         "included; it is not taken of a peer that was timed once. Error: the largest of loss and",
         "gradients, as a part of the largest exact value.",

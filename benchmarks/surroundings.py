@@ -39,3 +39,13 @@ def surroundings(device: str = "cpu") -> dict[str, Any]:
         "python": platform.python_version(),
         "softreg_ext": softreg_ext.__version__,
     }
+
+
+def heading(title: str, where: dict[str, Any]) -> list[str]:
+    """The first lines of a report."""
+    return [
+        f"# {title}",
+        "",
+        ", ".join(f"{name} {value}" for name, value in where.items()) + ".",
+        "",
+    ]

@@ -73,10 +73,10 @@ def cross_entropy(
     are taken as well.
 
     ``input`` may be a DTensor, which shares out the rows, the classes or both, and ``target`` and
-    ``weight`` are then DTensors or the same on every process. The loss is a DTensor too, for "none"
-    sharded as the rows are, else replicated. Of classes that are shared out each process reads its
-    own, and three numbers a row travel; but with probabilities or smoothing they are gathered
-    first, and first derivatives are all there are.
+    ``weight`` are then DTensors on the same mesh or the same on every process. The loss is one too,
+    for "none" sharded as the rows are, else replicated. Of classes that are shared out each process
+    reads its own, and three numbers a row travel; there are first derivatives only. For
+    probabilities and smoothed labels the classes are gathered first.
 
     Args:
         input: logits, shape (N, C), (N, C, d1, ..., dK) or (C); float32, float64, bfloat16 or

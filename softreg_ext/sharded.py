@@ -1,6 +1,6 @@
 """The losses of DTensors: rows, classes or both are shared out over processes."""
 
-from functools import partial
+import math
 from typing import Any
 
 import torch
@@ -13,15 +13,30 @@ from .sharded_layout import CLASSES, ClassShard, Layout
 from .sharded_rows import IGNORED, Layer, Logits, Part, RowsOfShard
 
 
+def _is_autocast(x: Tensor) -> bool:
+    return torch.is_autocast_enabled(x.device.type)
+
+
+def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """As autocast does, which leaves float64 alone."""
+    return x if x.dtype == torch.float64 else x.to(dtype)
+
+
 def _refuse_as_one_process(function: Any, *arguments: Any, **options: Any) -> None:
-    """On all processes, and before any of them waits for another."""
-    if torch.compiler.is_compiling():
-        return
+    """Runs the loss on tensors without data, for its errors: all processes raise the same ones.
+
+    They come before any process waits for another. Labels have no values there.
+    """
+    is_autocast = _is_autocast(arguments[0])
 
     def without_data(x: Any) -> Any:
         if not isinstance(x, Tensor):
             return x
-        return torch.empty(x.shape, dtype=x.dtype, device="meta", requires_grad=x.requires_grad)
+        dtype = x.dtype
+        if is_autocast and x.is_floating_point() and dtype != torch.float64:
+            dtype = torch.float32
+        found = torch.empty(x.shape, dtype=dtype, device="meta")
+        return found if torch.compiler.is_compiling() else found.requires_grad_(x.requires_grad)
 
     named = {name: without_data(x) for name, x in options.items()}
     function(*map(without_data, arguments), **named)
@@ -29,26 +44,38 @@ def _refuse_as_one_process(function: Any, *arguments: Any, **options: Any) -> No
 
 def _sharded_dims(x: Tensor, mesh: DeviceMesh) -> list[int | None]:
     """The dimension of `x` that each one of the mesh shares out; those of sums are added up."""
-    placements = x.placements if isinstance(x, DTensor) else [None] * mesh.ndim
-    return [p.dim % x.dim() if type(p) is Shard else None for p in placements]
+
+    def sharded_dim(placement: Placement) -> int | None:
+        if type(placement) is Shard:
+            for dim in range(x.dim()):  # constants to a tracer, where placement.dim is a symbol
+                if placement.dim in (dim, dim - x.dim()):
+                    return dim
+        return None
+
+    if not isinstance(x, DTensor):
+        return [None] * mesh.ndim
+    return [sharded_dim(placement) for placement in x.placements]
 
 
-def _in_all_classes(labels: Tensor, classes: int, ignore_index: int) -> Tensor:
-    """The labels, but `IGNORED` for those that are ignored.
+def _out_of_range(labels: Tensor, classes: int, ignore_index: int) -> Tensor:
+    return ((labels < 0) | (labels >= classes)) & (labels != ignore_index)
+
+
+def _check_labels(labels: Tensor, classes: int, ignore_index: int, of_process: str) -> None:
+    """On a CPU; a GPU's kernels stop at bad ones, and so do compiled ones.
 
     Raises:
-        IndexError: one is out of range, on a CPU; on a GPU it becomes `classes`.
+        IndexError: one is out of range.
     """
-    is_ignored = labels == ignore_index
-    is_bad = ((labels < 0) | (labels >= classes)) & ~is_ignored
-    is_cpu = labels.device.type == "cpu" and not torch.compiler.is_compiling()
-    if is_cpu and is_bad.any():
+    if labels.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    is_bad = _out_of_range(labels, classes, ignore_index)
+    if is_bad.any():
         row = int(is_bad.flatten().nonzero()[0])
         raise IndexError(
-            f"cross_entropy: target {int(labels.flatten()[row])} at row {row} of this process is "
+            f"cross_entropy: target {int(labels.flatten()[row])} at row {row}{of_process} is "
             f"out of bounds for {classes} classes (ignore_index is {ignore_index})"
         )
-    return labels.masked_fill(is_bad, classes).masked_fill(is_ignored, IGNORED)
 
 
 def _row_weights(labels: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
@@ -66,7 +93,7 @@ class _Loss:
     def __init__(
         self,
         layout: Layout,
-        shape: torch.Size,
+        shape: tuple[int, ...],
         target: Tensor,
         weight: Tensor | None,
         options: dict[str, Any],
@@ -75,16 +102,20 @@ class _Loss:
         self.layout, self.options = layout, options
         class_dim = _class_dim(shape)
         self.classes = shape[class_dim]
-        self.row_shape = torch.Size((*shape[:class_dim], *shape[class_dim + 1 :]))
+        self.row_shape = (*shape[:class_dim], *shape[class_dim + 1 :])
         if weight is not None:
-            weight = layout.local(weight, layout.everywhere)
+            weight = layout.local(weight, layout.everywhere, layout.of_sums)
         self.weight = weight
         if target.is_floating_point():
             self.target = layout.local(target, _on_logits(layout, class_dim))
             self.row_weights = None
         else:
-            self.target = layout.local(target, layout.of_rows).long()
-            self.row_weights = _row_weights(self.target, weight, options["ignore_index"])
+            target, ignore_index = target.long(), options["ignore_index"]
+            if not isinstance(target, DTensor):  # the same everywhere: nobody waits
+                _check_labels(target, self.classes, ignore_index, of_process="")
+            self.target = layout.local(target, layout.of_rows)
+            _check_labels(self.target, self.classes, ignore_index, " of this process")
+            self.row_weights = _row_weights(self.target, weight, ignore_index)
 
     def of_rows(self) -> dict[str, Any]:
         """The arguments of a process that has all classes of its rows."""
@@ -94,34 +125,39 @@ class _Loss:
     def of_shard(self, part: Part, *tensors: Tensor | None) -> Any:
         """The losses of rows some of whose classes are here, which are `part`'s."""
         assert self.row_weights is not None
-        labels = _in_all_classes(self.target, self.classes, self.options["ignore_index"])
+        ignore_index, z_loss = self.options["ignore_index"], self.options["z_loss"]
+        is_bad = _out_of_range(self.target, self.classes, ignore_index)
+        is_ignored = self.target == ignore_index
+        labels = self.target.masked_fill(is_bad, self.classes).masked_fill(is_ignored, IGNORED)
         shard = ClassShard.of(self.layout, self.classes)
         transform = (self.options["logit_scale"], self.options["softcap"])
         nll, lse = RowsOfShard.apply(part, labels, shard, *transform, *tensors)
         losses = self.row_weights.to(nll.dtype) * nll
-        if self.options["z_loss"] != 0:
-            losses = losses + self.options["z_loss"] * lse.square()
-        losses = losses.masked_fill(labels == IGNORED, 0).to(part(*tensors).loss_dtype)
+        if z_loss != 0:
+            counted = lse.masked_fill(is_ignored, 0)
+            losses = losses + z_loss * counted * counted
+        losses = losses.masked_fill(is_ignored, 0)
         return (losses, lse) if self.options["return_lse"] else losses
 
-    def reduced(self, of_rows: Any) -> Any:
-        """All processes' loss, and their `lse` where that is asked for."""
+    def reduced(self, of_rows: Any, dtype: torch.dtype | None = None) -> Any:
+        """All processes' loss in `dtype`, and their `lse` where that is asked for."""
         losses, lse = of_rows if self.options["return_lse"] else (of_rows, None)
+        dtype = losses.dtype if dtype is None else dtype
         reduction = self.options["reduction"]
         if reduction == "none":
-            loss = self.layout.whole(losses, self.row_shape)
+            loss = self.layout.as_dtensor(losses.to(dtype), self.row_shape)
         elif reduction == "sum":
             (loss,) = self.layout.sums(losses)
         elif self.row_weights is None:
-            loss = self.layout.sums(losses)[0] / self.row_shape.numel()
+            loss = self.layout.sums(losses)[0] / math.prod(self.row_shape)
         else:
             total, divisor = self.layout.sums(losses, self.row_weights)
             loss = total / divisor
-        loss = loss.to(losses.dtype)
-        return loss if lse is None else (loss, self.layout.whole(lse, self.row_shape))
+        loss = loss.to(dtype)
+        return loss if lse is None else (loss, self.layout.as_dtensor(lse, self.row_shape))
 
 
-def _class_dim(shape: torch.Size) -> int:
+def _class_dim(shape: tuple[int, ...]) -> int:
     return min(1, len(shape) - 1)
 
 
@@ -150,9 +186,9 @@ def cross_entropy(input: DTensor, target: Tensor, weight: Tensor | None, **optio
     loss = _Loss(layout, input.shape, target, weight, options)
     if not layout.shares_classes:
         return loss.reduced(functional.cross_entropy(logits, **loss.of_rows()))
-    if torch.is_autocast_enabled(logits.device.type) and logits.dtype.itemsize == 2:
-        logits = logits.float()
-    return loss.reduced(loss.of_shard(Logits, logits))
+    if _is_autocast(logits):
+        logits = _cast(logits, torch.float32)
+    return loss.reduced(loss.of_shard(Logits, logits), logits.dtype)
 
 
 def linear_cross_entropy(
@@ -168,7 +204,11 @@ def linear_cross_entropy(
         *(linear.linear_cross_entropy, input, linear_weight, target),
         **{"linear_bias": linear_bias, "weight": weight, **options},
     )
-    mesh = next(x.device_mesh for x in (input, linear_weight) if isinstance(x, DTensor))
+    mesh, *others = (x.device_mesh for x in (input, linear_weight) if isinstance(x, DTensor))
+    if any(other != mesh for other in others):
+        raise RuntimeError(
+            f"linear_cross_entropy: input is on {mesh}, but linear_weight on {others[0]}"
+        )
     may_share_classes = input.dim() == 2 and _may_share_classes(target, options)
     shared: list[int | None] = []
     for dim, layer_dim in zip(
@@ -179,7 +219,7 @@ def linear_cross_entropy(
         else:
             shared.append(0 if dim == 0 and input.dim() == 2 else None)
     layout = Layout(mesh, tuple(shared))
-    shape = torch.Size((*input.shape[:-1], *linear_weight.shape[:-1]))
+    shape = (*input.shape[:-1], *linear_weight.shape[:-1])
     loss = _Loss(layout, shape, target, weight, options)
 
     on_layer = layout.placements(lambda _: Replicate(), Shard(0))
@@ -194,10 +234,10 @@ def linear_cross_entropy(
     if not layout.shares_classes:
         of_rows = {"linear_bias": bias, **loss.of_rows()}
         return loss.reduced(linear.linear_cross_entropy(rows, classes, **of_rows))
-    is_autocast = torch.is_autocast_enabled(rows.device.type)
-    if is_autocast:
+    dtype = rows.dtype
+    if _is_autocast(rows):
+        dtype = torch.float64 if dtype == torch.float64 else torch.float32
         lower = torch.get_autocast_dtype(rows.device.type)
-        rows, classes = rows.to(lower), classes.to(lower)
-        bias = None if bias is None else bias.to(lower)
-    part = partial(Layer, float_logits=is_autocast)
-    return loss.reduced(loss.of_shard(part, rows, classes, bias))
+        rows, classes = _cast(rows, lower), _cast(classes, lower)
+        bias = None if bias is None else _cast(bias, lower)
+    return loss.reduced(loss.of_shard(Layer, rows, classes, bias), dtype)

@@ -56,13 +56,21 @@ class Layout:
         """This process's part of `x`; a plain tensor is the same on all of them."""
         if not isinstance(x, DTensor):
             x = DTensor.from_local(x, self.mesh, self.everywhere, run_check=False)
+        if x.device_mesh != self.mesh:
+            raise RuntimeError(
+                f"cross_entropy: all DTensors must be on one mesh, but got {x.device_mesh} "
+                f"beside {self.mesh}"
+            )
         return x.redistribute(self.mesh, placements).to_local(grad_placements=grad_placements)
 
-    def whole(self, rows: Tensor, shape: torch.Size) -> Tensor:
+    def as_dtensor(self, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
         """The rows of all processes, left where they are."""
         stride = torch.empty(shape, device="meta").stride()
         return DTensor.from_local(
-            rows, self.mesh, self.of_rows, run_check=False, shape=shape, stride=stride
+            *(rows, self.mesh, self.of_rows),
+            run_check=False,
+            shape=shape,  # type: ignore[arg-type]  # no torch.Size of symbols
+            stride=stride,
         )
 
     def sums(self, *of_rows: Tensor) -> tuple[Tensor, ...]:

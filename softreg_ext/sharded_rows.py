@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .sharded_layout import ClassShard
 
-IGNORED = -100  # what a label is to a process that does not have its class
+IGNORED = -100  # what a label is that is ignored, and to a process that does not have its class
 _NONE = 0  # the reduction, as the ops number them
 
 
@@ -21,20 +21,41 @@ class Logits(NamedTuple):
     def loss_dtype(self) -> torch.dtype:
         return self.logits.dtype
 
-    def forward(self, *rest: Any) -> Any:
-        return torch.ops.softreg_ext.cross_entropy_forward(*self, *rest)
+    def forward(self, labels: Tensor, *rest: Any) -> Any:
+        found = torch.ops.softreg_ext.cross_entropy_forward(*self, labels, *rest)
+        losses, lse, state, total_weight = found
+        if losses.dtype != state.dtype:  # not rounded before they are put together
+            losses = self._losses(labels, state, *rest[-3:-1])
+        return losses, lse, state, total_weight
+
+    def _losses(
+        self, labels: Tensor, state: Tensor, logit_scale: float, softcap: float | None
+    ) -> Tensor:
+        if self.logits.numel() == 0:
+            return state.new_zeros(labels.shape)
+        class_dim = min(1, self.logits.dim() - 1)
+        columns = labels.clamp(0, self.logits.size(class_dim) - 1).unsqueeze(class_dim)
+        x = self.logits.gather(class_dim, columns).flatten().to(state.dtype) * logit_scale
+        x = x if softcap is None else softcap * torch.tanh(x / softcap)
+        return state[1].log() - (x - state[0])
 
     def backward(self, upstream: tuple[Tensor, Tensor], *rest: Any, wanted: list[bool]) -> Any:
         return [torch.ops.softreg_ext.cross_entropy_backward(*upstream, *self, *rest)]
 
 
 class Layer(NamedTuple):
-    """What a process has of a linear layer, and the ops for its output."""
+    """What a process has of a linear layer, and the ops for its output.
+
+    The loss of half types is in float32, not rounded before it is put together.
+    """
 
     input: Tensor
     linear_weight: Tensor
     linear_bias: Tensor | None
-    float_logits: bool
+
+    @property
+    def float_logits(self) -> bool:
+        return self.input.dtype.itemsize == 2
 
     @property
     def loss_dtype(self) -> torch.dtype:
@@ -42,11 +63,11 @@ class Layer(NamedTuple):
 
     def forward(self, *rest: Any) -> Any:
         op = torch.ops.softreg_ext.linear_cross_entropy_forward
-        return op(*self[:3], *rest, self.float_logits)
+        return op(*self, *rest, self.float_logits)
 
     def backward(self, upstream: tuple[Tensor, Tensor], *rest: Any, wanted: list[bool]) -> Any:
         op = torch.ops.softreg_ext.linear_cross_entropy_backward
-        return op(*upstream, *self[:3], *rest, self.float_logits, wanted)
+        return op(*upstream, *self, *rest, self.float_logits, wanted)
 
 
 Part = Callable[..., Logits | Layer]
@@ -78,9 +99,10 @@ class RowsOfShard(torch.autograd.Function):
         here = torch.cat((state, losses.to(state.dtype).reshape(1, -1)))
         maxima, sums, losses_of_owners = shard.gathered(here).unbind(1)
 
-        largest = maxima.amax(0)
+        # Of no classes, or nothing but -inf, the kernels' maximum is 0.
+        largest = maxima.masked_fill(sums == 0, -torch.inf).amax(0)
         largest = largest.masked_fill(largest == -torch.inf, 0)
-        total = (sums * (maxima - largest).exp()).sum(0)
+        total = (sums * (maxima - largest).exp()).masked_fill(sums == 0, 0).sum(0)
         owner = shard.owner(labels).reshape(1, -1)
         maximum, sum_, loss = (x.gather(0, owner)[0] for x in (maxima, sums, losses_of_owners))
         nll = loss + (total.log() - sum_.log()) + (largest - maximum)

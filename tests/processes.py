@@ -23,12 +23,12 @@ def _serve(rank: int, count: int, store: str, orders: Any, reports: Any) -> None
         "gloo", init_method=f"file://{store}", rank=rank, world_size=count, timeout=timeout
     )
     while (order := orders.get()) is not None:
-        function, arguments = order
+        number, function, arguments = order
         try:
             function(*arguments)
-            reports.put(None)
-        except Exception:
-            reports.put(f"process {rank}: {traceback.format_exc()}")
+            reports.put((number, None))
+        except BaseException:  # pytest's own are no Exceptions
+            reports.put((number, f"process {rank}: {traceback.format_exc()}"))
     dist.destroy_process_group()
 
 
@@ -37,6 +37,7 @@ class Processes:
         context = mp.get_context("spawn")
         self.orders = [context.SimpleQueue() for _ in range(count)]
         self.reports = context.Queue()
+        self.number = 0
         self.processes = [
             context.Process(
                 target=_serve,
@@ -50,17 +51,26 @@ class Processes:
 
     def run(self, function: Callable[..., None], *arguments: Any) -> None:
         """Calls it in each process, and fails where it does in one of them."""
+        self.number += 1
         for orders in self.orders:
-            orders.put((function, arguments))
-        reports = [self.reports.get(timeout=2 * TIMEOUT_S) for _ in self.processes]
+            orders.put((self.number, function, arguments))
+        reports = [self._report() for _ in self.processes]
         failed = [report for report in reports if report is not None]
         assert not failed, f"{len(failed)} of {len(reports)} failed; {min(failed)}"
+
+    def _report(self) -> str | None:
+        """The next one of this run: of one before, which was not waited for, some may be left."""
+        number = -1
+        while number != self.number:
+            number, report = self.reports.get(timeout=4 * TIMEOUT_S)
+        return report
 
     def end(self) -> None:
         for orders in self.orders:
             orders.put(None)
         for process in self.processes:
             process.join(TIMEOUT_S)
+            process.kill()
 
 
 @contextmanager

@@ -56,7 +56,7 @@ def make_labels(shape: Sequence[int], classes: int) -> Tensor:
     return labels
 
 
-def whole(x: Tensor) -> Tensor:
+def gathered(x: Tensor) -> Tensor:
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
@@ -64,7 +64,7 @@ def results(function: Callable[..., Any], leaves: list[Tensor], **options: Any) 
     """What is returned, and the gradients of something that depends on all of it."""
     found = function(*leaves, **options)
     found = list(found) if isinstance(found, tuple) else [found]
-    total = sum((x.square().sum() for x in found), torch.zeros(()).to(whole(found[0])))
+    total = sum((x.square().sum() for x in found), torch.zeros(()).to(gathered(found[0])))
     return [*found, *torch.autograd.grad(total, leaves)]
 
 
@@ -86,7 +86,7 @@ def compare(
         assert isinstance(ours, DTensor)
         assert ours.dtype == theirs.dtype
         close = {"rtol": 1e-12, "atol": 1e-13, "equal_nan": True}
-        torch.testing.assert_close(whole(ours), theirs, **close)
+        torch.testing.assert_close(gathered(ours), theirs, **close)
     for grad, shard in zip(found[-len(shards) :], shards, strict=True):
         assert grad.shape == shard.shape
     return found
@@ -143,10 +143,10 @@ def check_distributed_targets(placements: Placements, on_target: Placements) -> 
     expected = softreg_ext.cross_entropy(logits, labels, weight.full_tensor())
     target = distribute_tensor(labels, mesh, on_target)
     found = softreg_ext.cross_entropy(distributed(logits, mesh, placements), target, weight)
-    torch.testing.assert_close(whole(found), expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(gathered(found), expected, rtol=1e-12, atol=0)
     module = softreg_ext.CrossEntropyLoss(weight.full_tensor(), reduction="sum")
     of_module = module(distributed(logits, mesh, placements), target)
-    torch.testing.assert_close(whole(of_module), module(logits, labels), rtol=1e-12, atol=0)
+    torch.testing.assert_close(gathered(of_module), module(logits, labels), rtol=1e-12, atol=0)
 
 
 def check_bad_arguments(placements: Placements) -> None:
@@ -172,13 +172,55 @@ def check_bad_arguments(placements: Placements) -> None:
     assert softreg_ext.cross_entropy(shards, labels).to_local() > 0
 
 
-def check_bad_label(label: int) -> None:
-    """Of all who have the row, where its classes are shared out."""
-    mesh = mesh_of(1)
-    labels = torch.tensor([0, label, 1])
-    message = f"target {label} at row 1 .* is out of bounds for 8 classes"
-    with pytest.raises(IndexError, match=message):
-        softreg_ext.cross_entropy(distributed(torch.randn(3, 8), mesh, (Shard(1),)), labels)
+def check_bad_label(label: int, placements: Placements) -> None:
+    """Everybody has a plain target, and looks at all of it."""
+    shards = distributed(torch.randn(4, 8), mesh_of(1), placements)
+    labels = torch.tensor([0, label, 1, 2])
+    with pytest.raises(IndexError, match=f"target {label} at row 1 is out of bounds for 8 classes"):
+        softreg_ext.cross_entropy(shards, labels)
+    everywhere = distribute_tensor(labels, mesh_of(1))
+    if placements == (Shard(1),):
+        with pytest.raises(IndexError, match=f"target {label} at row 1 of this process"):
+            softreg_ext.cross_entropy(shards, everywhere)
+
+
+def check_ignored_rows() -> None:
+    """What is not a number in one is nobody's business."""
+    logits = torch.randn(4, 8).double()
+    logits[2] = torch.nan
+    labels = torch.tensor([0, 1, -100, 2])
+    shards = distributed(logits, mesh_of(1), (Shard(1),)).requires_grad_()
+    loss = softreg_ext.cross_entropy(shards, labels, z_loss=0.1)
+    (grad,) = torch.autograd.grad(loss, shards)
+    kept = [0, 1, 3]
+    expected = softreg_ext.cross_entropy(logits[kept], labels[kept], z_loss=0.1)
+    torch.testing.assert_close(gathered(loss), expected, rtol=1e-12, atol=0)
+    assert gathered(grad)[kept].isfinite().all()
+
+
+def check_weight_gradient(placements: Placements) -> None:
+    """There is one beside probabilities alone."""
+    torch.manual_seed(0)
+    mesh = mesh_of(2)
+    logits, weight = torch.randn(8, 6).double(), torch.rand(6).double()
+    target = torch.rand(8, 6).double()
+
+    def loss(logits: Tensor, weight: Tensor, **options: Any) -> Any:
+        return softreg_ext.cross_entropy(logits, target, weight, **options)
+
+    for reduction in ("none", "mean"):
+        where = [placements, (Replicate(), Replicate())]
+        compare(loss, [logits, weight], mesh, where, reduction=reduction)
+
+
+def check_other_mesh() -> None:
+    shards = distributed(torch.randn(4, 8), mesh_of(1), (Shard(0),))
+    elsewhere = distribute_tensor(torch.zeros(4, dtype=torch.long), mesh_of(2))
+    with pytest.raises(RuntimeError, match="all DTensors must be on one mesh"):
+        softreg_ext.cross_entropy(shards, elsewhere)
+    layer = distributed(torch.randn(8, 8), mesh_of(2), (Shard(0), Replicate()))
+    with pytest.raises(RuntimeError, match=r"input is on .* but linear_weight on"):
+        softreg_ext.linear_cross_entropy(shards, layer, torch.zeros(4, dtype=torch.long))
 
 
 def check_second_derivatives() -> None:
@@ -193,7 +235,7 @@ def check_second_derivatives() -> None:
 
     expected = second(logits.clone().requires_grad_())
     found = second(distributed(logits, mesh, (Shard(0),)).requires_grad_())
-    torch.testing.assert_close(whole(found), expected, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(gathered(found), expected, rtol=1e-12, atol=1e-13)
     with pytest.raises(RuntimeError, match="no second derivatives"):
         second(distributed(logits, mesh, (Shard(1),)).requires_grad_())
 
@@ -201,25 +243,33 @@ def check_second_derivatives() -> None:
 def check_accuracy(dtype: torch.dtype, placements: Placements) -> None:
     """The rule for one process holds for several."""
     mesh = mesh_of(2)
-    draws: list[tuple[oracle.Draw, oracle.Draw]] = []
-    for seed in range(4):
+    draws: list[list[oracle.Draw]] = []
+    for seed, scale in itertools.product(range(4), (1, 10)):
         torch.manual_seed(seed)
-        logits = (3 * torch.randn(64, 300)).to(dtype)
+        logits = (scale * torch.randn(64, 300)).to(dtype)
         target = make_labels((64,), 300)
         shards = distributed(logits, mesh, placements).requires_grad_()
         loss = softreg_ext.cross_entropy(shards, target)
         (grad,) = torch.autograd.grad(loss, shards)
+        rows = softreg_ext.cross_entropy(shards, target, reduction="none")
         leaf = logits.requires_grad_()
         theirs = F.cross_entropy(leaf, target)
         (their_grad,) = torch.autograd.grad(theirs, leaf)
+        their_rows = F.cross_entropy(leaf, target, reduction="none")
         exact = oracle.cross_entropy(logits, target)
+        exact_rows = oracle.cross_entropy(logits, target, reduction="none").loss
         unit = 1 / float((target >= 0).sum())
         draws.append(
-            (
-                oracle.Draw(whole(loss), theirs, exact.loss),
-                oracle.Draw(whole(grad), their_grad, exact.grad, unit),
-            )
+            [
+                oracle.Draw(gathered(loss), theirs, exact.loss),
+                oracle.Draw(gathered(grad), their_grad, exact.grad, unit),
+                oracle.Draw(gathered(rows), their_rows, exact_rows),
+            ]
         )
+        # Rounded once, so that what is lost is what the dtype loses.
+        if dtype.itemsize == 2:
+            lost = (gathered(rows).double() - torch.tensor(exact_rows.astype(float))).abs()
+            assert (lost <= torch.finfo(dtype).eps / 2 * 1.01 * gathered(rows).double().abs()).all()
     for of_one in zip(*draws, strict=True):
         oracle.assert_as_accurate(*of_one)
 
@@ -241,15 +291,24 @@ def check_extremes(placements: Placements) -> None:
         ]
     )
     target = torch.tensor([5, 0, 1, 1, 3, 0, 7, 0])
+    far_down = torch.tensor([[-200.0, -300, -inf, -inf, -200, -inf, -inf, -inf]])
+    few = torch.tensor([[-200.0, -300, -200, -210, -200]])  # the last process has none
+    for x in (far_down, few):
+        shards = distributed(x, mesh, placements).requires_grad_()
+        found = softreg_ext.cross_entropy(shards, torch.tensor([0]))
+        expected = F.cross_entropy(x, torch.tensor([0]))
+        torch.testing.assert_close(gathered(found), expected)
+        (grad,) = torch.autograd.grad(found, shards)
+        assert gathered(grad).isfinite().all()
     for function in (softreg_ext.cross_entropy, F.cross_entropy):
         leaf = rows.clone().requires_grad_()
         shards = distributed(rows, mesh, placements).requires_grad_()
         expected = function(leaf, target, reduction="none")
         found = softreg_ext.cross_entropy(shards, target, reduction="none")
-        torch.testing.assert_close(whole(found), expected, equal_nan=True)
+        torch.testing.assert_close(gathered(found), expected, equal_nan=True)
         pairs = ((found.sum(), shards), (expected.sum(), leaf))
         grad, expected_grad = (torch.autograd.grad(loss, x)[0] for loss, x in pairs)
-        torch.testing.assert_close(whole(grad), expected_grad, equal_nan=True)
+        torch.testing.assert_close(gathered(grad), expected_grad, equal_nan=True)
 
 
 def check_layer(
@@ -286,31 +345,49 @@ def check_autocast(placements: Placements) -> None:
     input, layer, target = torch.randn(8, 6), torch.randn(12, 6), make_labels((8,), 12)
     on_layer = tuple(Shard(0) if p == Shard(1) else Replicate() for p in placements)
     on_input = tuple(p if p == Shard(0) else Replicate() for p in placements)
-    leaves = [x.requires_grad_() for x in (input, layer)]
+    bias, weight = torch.randn(12), torch.rand(12)
+    tensors, where = [input, layer, bias], [on_input, on_layer, on_layer]
+    leaves = [x.requires_grad_() for x in tensors]
     shards = [
-        distributed(x.detach(), mesh, where).requires_grad_()
-        for x, where in ((input, on_input), (layer, on_layer))
+        distributed(x.detach(), mesh, there).requires_grad_()
+        for x, there in zip(tensors, where, strict=True)
     ]
 
-    def apart(input: Tensor, layer: Tensor) -> Tensor:
-        return softreg_ext.cross_entropy(F.linear(input, layer), target)
+    def apart(input: Tensor, layer: Tensor, bias: Tensor) -> Tensor:
+        return softreg_ext.cross_entropy(F.linear(input, layer, bias), target, weight)
 
-    def fused(input: Tensor, layer: Tensor) -> Tensor:
-        return softreg_ext.linear_cross_entropy(input, layer, target)
+    def fused(input: Tensor, layer: Tensor, bias: Tensor) -> Tensor:
+        return softreg_ext.linear_cross_entropy(
+            input, layer, target, linear_bias=bias, weight=weight
+        )
 
-    def of_half_logits(input: Tensor, layer: Tensor) -> Tensor:
-        return softreg_ext.cross_entropy(F.linear(input, layer).bfloat16(), target)
+    def of_other_types(input: Tensor, layer: Tensor, bias: Tensor) -> Tensor:
+        return fused(input.bfloat16(), layer, bias)
 
-    for loss in (apart, fused, of_half_logits):
+    def of_half_logits(input: Tensor, layer: Tensor, bias: Tensor) -> Tensor:
+        return softreg_ext.cross_entropy(F.linear(input, layer, bias).bfloat16(), target, weight)
+
+    for loss in (apart, fused, of_other_types, of_half_logits):
         with torch.autocast("cpu", torch.bfloat16):
             expected, found = loss(*leaves), loss(*shards)
         assert expected.dtype == found.dtype == torch.float32
         grads = torch.autograd.grad(found, shards)
         expected_grads = torch.autograd.grad(expected, leaves)
-        torch.testing.assert_close(whole(found), expected)
+        torch.testing.assert_close(gathered(found), expected)
         for ours, theirs in zip(grads, expected_grads, strict=True):
             # sums over other rows or classes in bfloat16
-            torch.testing.assert_close(whole(ours), theirs, rtol=2**-6, atol=2**-8)
+            torch.testing.assert_close(gathered(ours), theirs, rtol=2**-6, atol=2**-8)
+
+    # float64 is left alone
+    wide = [
+        distributed(x.detach().double(), mesh, there)
+        for x, there in zip(tensors, where, strict=True)
+    ]
+    weight = weight.double()
+    expected = fused(*(x.detach().double() for x in tensors))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = fused(*(distributed(x, mesh, there) for x, there in zip(wide, where, strict=True)))
+    torch.testing.assert_close(gathered(found), expected, rtol=1e-12, atol=0)
 
 
 def check_compile(placements: Placements) -> None:
@@ -320,6 +397,20 @@ def check_compile(placements: Placements) -> None:
     compiled = torch.compile(softreg_ext.cross_entropy, fullgraph=True, backend="aot_eager")
     for reduction in ("mean", "none"):
         compare(compiled, [logits], mesh, [placements], target=target, reduction=reduction)
+    shards = distributed(logits, mesh, placements)
+    bad: list[dict[str, Any]] = [{"z_loss": -1.0}, {"weight": torch.ones(7)}]
+    for options in [*bad, {"target": target[:3]}, {"reduction": "total"}]:
+        with pytest.raises(Exception, match=f"{next(iter(options))}"):
+            compiled(shards, **{"target": target, **options})
+    dynamic = torch.compile(
+        softreg_ext.cross_entropy, fullgraph=True, backend="aot_eager", dynamic=True
+    )
+    torch.testing.assert_close(
+        gathered(dynamic(shards, target)),
+        softreg_ext.cross_entropy(logits, target),
+        rtol=1e-12,
+        atol=0,
+    )
 
 
 def check_what_travels(placements: Placements, gathered: int, reduced: int) -> None:
@@ -349,7 +440,7 @@ def batch() -> tuple[Tensor, Tensor]:
 
 def gradients(model: nn.Module, loss: Tensor) -> list[Tensor]:
     loss.backward()
-    return [whole(x.grad) for x in model.parameters() if x.grad is not None]
+    return [gathered(x.grad) for x in model.parameters() if x.grad is not None]
 
 
 def check_data_parallel() -> None:

@@ -93,9 +93,23 @@ def test_bad_arguments(four: Processes, placements: checks.Placements) -> None:
     four.run(checks.check_bad_arguments, placements)
 
 
+@pytest.mark.parametrize("placements", [(Shard(0),), (Shard(1),)], ids=name)
 @pytest.mark.parametrize("label", [-1, 8])
-def test_bad_label(four: Processes, label: int) -> None:
-    four.run(checks.check_bad_label, label)
+def test_bad_label(four: Processes, label: int, placements: checks.Placements) -> None:
+    four.run(checks.check_bad_label, label, placements)
+
+
+def test_ignored_rows(four: Processes) -> None:
+    four.run(checks.check_ignored_rows)
+
+
+@pytest.mark.parametrize("placements", [(Shard(0), Shard(1)), (Shard(0), R)], ids=name)
+def test_gradient_of_the_weight(four: Processes, placements: checks.Placements) -> None:
+    four.run(checks.check_weight_gradient, placements)
+
+
+def test_other_mesh(four: Processes) -> None:
+    four.run(checks.check_other_mesh)
 
 
 def test_second_derivatives(four: Processes) -> None:
