@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-TIMEOUT_S = 30  # for those that wait for one that has failed
+TIMEOUT_S = 60  # for those that wait for one that has failed
 
 
 def _serve(rank: int, count: int, store: str, orders: Any, reports: Any) -> None:
