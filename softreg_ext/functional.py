@@ -75,8 +75,9 @@ def cross_entropy(
     ``input`` may be a DTensor, which shares out the rows, the classes or both, and ``target`` and
     ``weight`` are then DTensors on the same mesh or the same on every process. The loss is one too,
     for "none" sharded as the rows are, else replicated. Of classes that are shared out each process
-    reads its own, and three numbers a row travel; there are first derivatives only. For
-    probabilities and smoothed labels the classes are gathered first.
+    reads its own, and three numbers a row travel; there are first derivatives only, and a NaN in an
+    ignored row reaches that row's gradient. For probabilities and smoothed labels the classes are
+    gathered first.
 
     Args:
         input: logits, shape (N, C), (N, C, d1, ..., dK) or (C); float32, float64, bfloat16 or

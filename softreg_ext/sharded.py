@@ -111,10 +111,11 @@ class _Loss:
             self.row_weights = None
         else:
             target, ignore_index = target.long(), options["ignore_index"]
-            if not isinstance(target, DTensor):  # the same everywhere: nobody waits
-                _check_labels(target, self.classes, ignore_index, of_process="")
             self.target = layout.local(target, layout.of_rows)
-            _check_labels(self.target, self.classes, ignore_index, " of this process")
+            if isinstance(target, DTensor):
+                _check_labels(self.target, self.classes, ignore_index, " of this process")
+            else:  # the same everywhere: nobody waits
+                _check_labels(target, self.classes, ignore_index, of_process="")
             self.row_weights = _row_weights(self.target, weight, ignore_index)
 
     def of_rows(self) -> dict[str, Any]:
