@@ -120,19 +120,27 @@ def quantile(sorted_times: list[float], part: float) -> float:
 
 
 def timings(
-    calls: dict[str, Callable[[], Any]], threads: int, seconds: float
+    calls: dict[str, Callable[[], Any]], threads: int, seconds: float, untimed_calls: int = 0
 ) -> dict[str, list[float]]:
-    """Seconds a call, sorted: the calls take turns, in an order drawn for each round."""
+    """Seconds a call, sorted: the calls take turns, in an order drawn for each round.
+
+    `untimed_calls`: with which a turn begins, where what the last peer left in memory that they
+    share is not to be timed.
+    """
     timers = {
         name: Timer("call()", globals={"call": call}, num_threads=threads)
         for name, call in calls.items()
     }
     once = {name: timer.timeit(1).mean for name, timer in timers.items()}
     numbers = {name: max(1, math.ceil(BLOCK_SECONDS / once[name])) for name in timers}
-    a_round = sum(numbers[name] * once[name] for name in timers)
-    return in_turns(
-        list(timers), lambda name: timers[name].timeit(numbers[name]).mean, seconds / a_round
-    )
+    a_round = sum((untimed_calls + numbers[name]) * once[name] for name in timers)
+
+    def turn(name: str) -> float:
+        for _ in range(untimed_calls):
+            calls[name]()
+        return float(timers[name].timeit(numbers[name]).mean)
+
+    return in_turns(list(timers), turn, seconds / a_round)
 
 
 def in_turns(

@@ -97,7 +97,7 @@ int64_t classes_to_widen(int64_t items) {
 
 // Of results in half types that are to be in float32.
 int64_t classes_to_round(const at::Tensor& x, int64_t items) {
-  const int64_t bytes = int64_t(x.is_cpu() ? 2 : 64) << 20;
+  const int64_t bytes = int64_t(x.is_cpu() ? 4 : 64) << 20;
   return std::max(kLeastClasses, bytes / std::max<int64_t>(1, items * x.element_size()));
 }
 
@@ -192,9 +192,12 @@ void layer_grad_weight(at::Tensor& grad_weight, const at::Tensor& grad_output,
           put(block.of_rows(grad_weight), at::mm(grad.t(), wide_input), is_first);
         });
   } else if (grad_weight.scalar_type() != input.scalar_type()) {
-    for_each_part(classes, classes_to_round(input, features), [&](const Range& some) {
-      const at::Tensor grad = some.of_columns(grad_output);
-      put(some.of_rows(grad_weight), at::mm(grad.t(), input), is_first);
+    const int64_t most = std::min(classes, classes_to_round(input, features));
+    const at::Tensor buffer = at::empty({most, features}, input.options());
+    for_each_part(classes, most, [&](const Range& some) {
+      at::Tensor rounded = buffer.narrow(0, 0, some.count);
+      at::mm_out(rounded, some.of_columns(grad_output).t(), input);
+      put(some.of_rows(grad_weight), rounded, is_first);
     });
   } else {
     grad_weight.addmm_(grad_output.t(), input, /*beta=*/is_first ? 0 : 1);

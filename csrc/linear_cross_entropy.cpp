@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "checks.h"
+#include "cpu/large_results.h"
 #include "layer_products.h"
 #include "ops.h"
 #include "parts.h"
@@ -30,12 +31,24 @@ int64_t chunk_bytes(const at::Tensor& input) {
   return chosen > 0 ? chosen : int64_t(input.is_cpu() ? 60 : 256) << 20;
 }
 
+int64_t few_bytes(const at::Tensor& input) {
+  const int64_t in_a_chunk = chunk_bytes(input);
+  return input.is_cpu() ? std::min(in_a_chunk, int64_t(4) << 20) : in_a_chunk;
+}
+
 int64_t set_chunk_bytes(int64_t bytes) { return chosen_chunk_bytes.exchange(bytes); }
 
 namespace {
 
 // Matrix products take rows by so many at a time, as a rule.
 constexpr int64_t kRows = 16;
+
+// Rows that are worth more bytes to a chunk. Products of fewer are slower by up to a fifth: up to a
+// quarter of what the layer takes.
+constexpr int64_t kRowsToMultiply = 256;
+// Float32 sums of half types are read and written for each chunk, in a tenth of the time that the
+// products of so many take: up to what those sums take.
+constexpr int64_t kRowsToAdd = 2048;
 
 // How many rows are in a chunk: one at least, whatever its bytes.
 int64_t most_rows(int64_t bytes, int64_t row_bytes) {
@@ -50,20 +63,24 @@ struct Chunk {  // of rows of the input
   at::Tensor of(const at::Tensor& x) const { return x.narrow(0, first, count); }
 };
 
+// A tensor whose memory, on a CPU, may have been another's.
+at::Tensor empty_large(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  return on_kept_memory(at::empty(sizes, options));
+}
+
 class Layer {
  public:
-  explicit Layer(const LinearCrossEntropyArgs& args)
+  // `sum_bytes`: what the gradients' sums take where they are not in one chunk.
+  explicit Layer(const LinearCrossEntropyArgs& args, int64_t sum_bytes = 0)
       : args_(args),
         weight_(args.linear_weight.flatten(0, -2)),
         bias_(args.has_bias() ? args.linear_bias->flatten() : at::Tensor()),
         rows_(args.input.size(0)) {
     const int64_t row_bytes = outputs() * c10::elementSize(args.logits_type()) +
                               product_row_bytes(args.input, weight_, args.float_logits);
-    const int64_t most = most_rows(chunk_bytes(args.input), row_bytes);
-    const int64_t even = parts_of(rows_, std::max<int64_t>(1, parts_of(rows_, most)));
-    rows_in_chunk_ = std::min({most, rounded_up(even, kRows), rows_});
+    rows_in_chunk_ = rows_of_chunk(chunk_bytes(args.input), row_bytes, sum_bytes);
     buffer_ =
-        at::empty({rows_in_chunk_, outputs()}, args.input.options().dtype(args.logits_type()));
+        empty_large({rows_in_chunk_, outputs()}, args.input.options().dtype(args.logits_type()));
   }
 
   const at::Tensor& weight() const { return weight_; }
@@ -94,6 +111,18 @@ class Layer {
   }
 
  private:
+  int64_t rows_of_chunk(int64_t bytes, int64_t row_bytes, int64_t sum_bytes) const {
+    if (rows_ * row_bytes <= bytes + sum_bytes) {  // no more memory than in several
+      return rows_;
+    }
+    const auto layer_bytes = static_cast<int64_t>(args_.linear_weight.nbytes());
+    const int64_t to_multiply = std::min(layer_bytes / 4, kRowsToMultiply * row_bytes);
+    const int64_t to_add = std::min(sum_bytes, kRowsToAdd * row_bytes);
+    const int64_t most = most_rows(std::max({bytes, to_multiply, to_add}), row_bytes);
+    const int64_t even = parts_of(rows_, std::max<int64_t>(1, parts_of(rows_, most)));
+    return std::min({most, rounded_up(even, kRows), rows_});
+  }
+
   const LinearCrossEntropyArgs& args_;
   at::Tensor weight_;  // (C d1 ... dK, features)
   at::Tensor bias_;    // (C d1 ... dK), or undefined
@@ -105,12 +134,18 @@ class Layer {
 // The layer's gradients: sums over the chunks, of half types in float32, to be rounded once.
 class GradientSums {
  public:
+  static int64_t bytes(const LinearCrossEntropyArgs& args, Wanted wanted) {
+    const at::ScalarType type = args.input.scalar_type();
+    const bool are_sums = wanted[1] && accumulator_type(type) != type;
+    return are_sums ? args.linear_weight.numel() * c10::elementSize(accumulator_type(type)) : 0;
+  }
+
   GradientSums(const LinearCrossEntropyArgs& args, const Layer& layer, Wanted wanted)
       : args_(args), layer_(layer), wanted_(wanted) {
     const at::ScalarType type = args.input.scalar_type();
     const auto sum_type = layer.is_one_chunk() ? type : accumulator_type(type);
     const auto allocated = [&](bool is_wanted, at::IntArrayRef sizes, at::ScalarType dtype) {
-      return at::empty(is_wanted ? sizes : at::IntArrayRef{0}, args.input.options().dtype(dtype));
+      return empty_large(is_wanted ? sizes : at::IntArrayRef{0}, args.input.options().dtype(dtype));
     };
     of_input_ = allocated(wanted[0], args.input.sizes(), type);
     of_weight_ = allocated(wanted[1], layer.weight().sizes(), sum_type);
@@ -139,7 +174,11 @@ class GradientSums {
 
   LayerGradients results() const {
     const auto finished = [&](const at::Tensor& sum, at::IntArrayRef sizes) {
-      return sum.to(args_.input.scalar_type()).view(sizes);
+      const at::ScalarType type = args_.input.scalar_type();
+      return (sum.scalar_type() == type
+                  ? sum
+                  : empty_large(sum.sizes(), sum.options().dtype(type)).copy_(sum))
+          .view(sizes);
     };
     return {of_input_, wanted_[1] ? finished(of_weight_, args_.linear_weight.sizes()) : of_weight_,
             wanted_[2] ? finished(of_bias_, args_.linear_bias->sizes()) : of_bias_};
@@ -252,7 +291,7 @@ LayerGradients linear_cross_entropy_backward_in_chunks(const LinearCrossEntropyA
                                                        Wanted wanted) {
   check_chunks(args, grad);
   const NoAutocast no_autocast;
-  const Layer layer(args);
+  const Layer layer(args, GradientSums::bytes(args, wanted));
   GradientSums sums(args, layer, wanted);
   layer.for_each_chunk([&](const Chunk& chunk) {
     const ChunkArgs of_chunk(args, layer, chunk);
@@ -273,7 +312,7 @@ LinearForwardWithGradientOutputs linear_cross_entropy_forward_with_gradient(
   check_chunks(args);
   check_labels_of_all_rows(args);
   const NoAutocast no_autocast;
-  const Layer layer(args);
+  const Layer layer(args, GradientSums::bytes(args, wanted));
   GradientSums sums(args, layer, wanted);
   const at::Tensor upstream =
       at::scalar_tensor(grad_loss, args.input.options().dtype(loss_type(args)));

@@ -61,9 +61,11 @@ def linear_cross_entropy(
 
     The same as ``cross_entropy(F.linear(input, linear_weight, linear_bias), target, ...)``, see
     :func:`softreg_ext.cross_entropy`, and as :func:`torch.nn.functional.linear_cross_entropy`.
-    Where the logits would take more than 60 MB (256 MB on a GPU), they are computed that many at
-    a time and their gradient ``g`` in their place. Beside ``input``, the layer and their gradients
-    no more memory is needed, but for a float32 sum of ``linear_weight``'s gradient in half types.
+    Where the logits would take more than 60 MB (256 MB on a GPU) or a quarter of the layer's
+    memory, they are computed that many at a time and their gradient ``g`` in their place. Beside
+    ``input``, the layer and their gradients no more memory is needed, but for a float32 sum of
+    ``linear_weight``'s gradient in half types, or as many bytes more of logits, which take less
+    time and spare that sum where they are all there are.
     Those are multiplied as float32, some classes at a time, on processors that have no
     instructions for them, where :func:`torch.mm` takes item by item.
     On a CPU and for "mean" and "sum" the forward pass computes the gradients ``g W`` and

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from cases import DEVICE, DTYPES, random_source
 from linear_cases import (
     CLASSES,
+    HALF_TYPES,
     OPTIONS,
     ROWS,
     apart,
@@ -105,6 +106,28 @@ def test_what_is_in_chunks() -> None:
             torch.zeros(160).long(),
         )
     )
+
+
+def chunks_of(leaves: list[Tensor], target: Tensor) -> int:
+    """How many a step takes its logits in."""
+    _C.set_chunk_bytes(1500)
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        fused(leaves, target).backward()
+    return sum(event.name == "softreg_ext::cross_entropy_forward" for event in profiled.events())
+
+
+@pytest.mark.parametrize("dtype", HALF_TYPES, ids=str)
+def test_one_chunk_of_half_types_where_sums_would_take_as_much(dtype: torch.dtype) -> None:
+    """A sum of gradients in float32 is there for several chunks alone."""
+    leaves, target = make_inputs(dtype, bias=False)
+    bytes_of_logits = ROWS * CLASSES * 2
+    assert 1500 + leaves[1].numel() * 4 < bytes_of_logits
+    assert chunks_of(leaves, target) == 3
+    wide = [torch.cat([leaf, leaf], 1).detach().requires_grad_() for leaf in leaves]
+    assert 1500 + wide[1].numel() * 4 >= bytes_of_logits
+    assert chunks_of(wide, target) == 1
+    assert chunks_of([wide[0], wide[1].detach()], target) == 3
+    assert chunks_of([leaf.detach().float().requires_grad_() for leaf in wide], target) > 3
 
 
 @pytest.mark.parametrize("factors", [[1, 1, 1], [0.5, 0.5, 0.5, 1, 0.5], [3, 1, 4, 1, 5]], ids=str)

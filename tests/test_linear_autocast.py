@@ -191,7 +191,7 @@ def test_compile() -> None:
 
 @pytest.mark.skipif(DEVICE.type != "cpu", reason="the process is what grows")
 def test_memory() -> None:
-    """Nor as many in bfloat16. Products in it have memory of their own on some processors."""
+    """Nor as many in bfloat16: 131. Products in it have memory of their own on some processors."""
     _C.set_chunk_bytes(0)
 
     def loss(leaves: list[Tensor], target: Tensor) -> Tensor:
@@ -199,4 +199,4 @@ def test_memory() -> None:
             result: Tensor = fused(leaves, target)
         return result
 
-    assert 20 <= peak_of_a_step(loss) <= 80
+    assert 20 <= peak_of_a_step(loss) <= 110

@@ -75,7 +75,7 @@ bool gains_from_chunks(const LinearCrossEntropyArgs& args) {
     return true;
   }
   const int64_t item_bytes = c10::elementSize(args.logits_type());
-  return *rows * *in_row * item_bytes > chunk_bytes(args.input) ||
+  return *rows * *in_row * item_bytes > few_bytes(args.input) ||
          widens_products(*rows, *in_row, args.input);
 }
 

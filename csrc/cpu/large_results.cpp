@@ -101,10 +101,11 @@ class Kept {
   Mapping newest_first_[kMost];
 };
 
-// Of large ones three: logits and a target may both want a gradient, and each row has a state.
+// Of large ones four: a linear layer has logits, their gradients' sum in float32, and gradients of
+// its input and its weight.
 struct AllKept {
   Kept<4> small;
-  Kept<3> large;
+  Kept<4> large;
 };
 
 AllKept& kept() {
@@ -127,7 +128,7 @@ void free_result(void* context) {
 }  // namespace
 
 at::Tensor on_kept_memory(at::Tensor fresh) {
-  const size_t bytes = fresh.storage().nbytes();
+  const size_t bytes = fresh.is_cpu() ? fresh.storage().nbytes() : 0;
   if (bytes < kKept) {
     return fresh;
   }

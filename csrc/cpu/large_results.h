@@ -6,7 +6,8 @@
 
 namespace softreg {
 
-// `fresh`, a tensor that nothing was written to, on memory that may have been a result before.
+// `fresh`, a tensor that nothing was written to, on memory that may have been a result before;
+// unchanged on other devices.
 // What is kept of the largest is the system's to take back at any time (madvise's MADV_FREE). Where
 // systems have no such call nothing is kept, and small tensors stay as they are everywhere.
 at::Tensor on_kept_memory(at::Tensor fresh);
