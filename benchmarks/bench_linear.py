@@ -63,7 +63,7 @@ QUICK_SIZES = (Size(512, 128, 32000),)
 
 def has_bfloat16() -> bool:
     products: Any = torch.ops.mkldnn
-    return bool(products._is_mkldnn_bf16_supported())
+    return torch.backends.mkldnn.is_available() and bool(products._is_mkldnn_bf16_supported())
 
 
 class Layer(NamedTuple):

@@ -10,12 +10,22 @@ namespace {
 template <Target kTarget>
 using TargetIs = std::integral_constant<Target, kTarget>;
 
+// Of x86 the oldest processors alone take the generic set, whose compilation is what others wait
+// for: it has the walk that suits any rows, not that of rows side by side besides.
+#if defined(__x86_64__) && !defined(CPU_CAPABILITY_AVX2) && !defined(CPU_CAPABILITY_AVX512)
+constexpr bool kHasWalkSideBySide = false;
+#else
+constexpr bool kHasWalkSideBySide = true;
+#endif
+
 // run(TargetIs<...>(), std::bool_constant<...>()), for what `args` ask for, and whether rows lie
 // side by side, so that tiles may be read and written beside others.
 template <typename T, typename A, typename Run>
 SOFTREG_INLINE auto for_target(const CrossEntropyRows<T, A>& args, Run run) {
   const auto run_for = [&](auto target) {
-    return args.logits.inner > 1 ? run(target, std::true_type()) : run(target, std::false_type());
+    return kHasWalkSideBySide && args.logits.inner > 1
+               ? run(target, std::bool_constant<kHasWalkSideBySide>())
+               : run(target, std::false_type());
   };
   if (args.has_probabilities()) {
     return args.transform.is_identity && args.probabilities_are_coefficients()

@@ -35,6 +35,22 @@ def test_memory_is_used_again() -> None:
     assert grad(1500, seed=2).data_ptr() == first
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_of_a_linear_layer(dtype: torch.dtype) -> None:
+    """Its weight's gradient, and the logits it is made of."""
+    input = torch.ones(1024, 64, dtype=dtype)
+    weight = torch.zeros(8192, 64, dtype=dtype, requires_grad=True)
+
+    def step() -> int:
+        loss = softreg_ext.linear_cross_entropy(input, weight, torch.zeros(1024).long())
+        (of_weight,) = torch.autograd.grad(loss, weight)
+        return of_weight.data_ptr()
+
+    assert len({step() for _ in range(3)}) == 1
+    bytes_of_logits, bytes_of_weight = (x * 8192 * dtype.itemsize for x in (1024, 64))
+    assert softreg_ext.release_memory() >= bytes_of_logits + bytes_of_weight
+
+
 def test_not_while_it_is_in_use() -> None:
     first, second = grad(2048), grad(2048, seed=1)
     assert first.data_ptr() != second.data_ptr()
