@@ -5,9 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from cases import DTYPES
 from torch import Tensor
 
 import softreg_ext
+from softreg_ext._extension import _C
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has MADV_FREE")
 CLASSES = 1024
@@ -49,6 +51,26 @@ def test_of_a_linear_layer(dtype: torch.dtype) -> None:
     assert len({step() for _ in range(3)}) == 1
     bytes_of_logits, bytes_of_weight = (x * 8192 * dtype.itemsize for x in (1024, 64))
     assert softreg_ext.release_memory() >= bytes_of_logits + bytes_of_weight
+
+
+@pytest.mark.parametrize("chunk_bytes", [0, 1 << 20], ids=["one chunk", "chunks"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_what_it_held_does_not_matter(dtype: torch.dtype, chunk_bytes: int) -> None:
+    """A product that overwrites may not read: of memory that the system gives, all is 0."""
+    source = torch.Generator().manual_seed(0)
+    leaves = [
+        torch.randn(size, 64, generator=source).to(dtype).requires_grad_() for size in (512, 4100)
+    ]
+    for rows in (64 << i for i in range(8)):  # 256 KB to 32 MB of NaN
+        logits = torch.full((rows, CLASSES), float("nan"), requires_grad=True)
+        softreg_ext.cross_entropy(logits, torch.zeros(rows).long()).backward()
+        assert logits.grad is not None
+        assert logits.grad.isnan().all()
+    before = _C.set_chunk_bytes(chunk_bytes)
+    loss = softreg_ext.linear_cross_entropy(*leaves, torch.zeros(512).long())
+    gradients = torch.autograd.grad(loss, leaves)
+    _C.set_chunk_bytes(before)
+    assert all(x.isfinite().all() for x in (loss, *gradients))
 
 
 def test_not_while_it_is_in_use() -> None:
