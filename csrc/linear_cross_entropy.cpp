@@ -173,12 +173,12 @@ class GradientSums {
   }
 
   LayerGradients results() const {
+    const at::ScalarType type = args_.input.scalar_type();
     const auto finished = [&](const at::Tensor& sum, at::IntArrayRef sizes) {
-      const at::ScalarType type = args_.input.scalar_type();
-      return (sum.scalar_type() == type
-                  ? sum
-                  : empty_large(sum.sizes(), sum.options().dtype(type)).copy_(sum))
-          .view(sizes);
+      const at::Tensor shaped = sum.view(sizes);
+      return shaped.scalar_type() == type
+                 ? shaped
+                 : empty_large(sizes, shaped.options().dtype(type)).copy_(shaped);
     };
     return {of_input_, wanted_[1] ? finished(of_weight_, args_.linear_weight.sizes()) : of_weight_,
             wanted_[2] ? finished(of_bias_, args_.linear_bias->sizes()) : of_bias_};
