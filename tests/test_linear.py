@@ -252,6 +252,27 @@ def test_transforms() -> None:
     )
 
 
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_vmap(options: dict[str, Any]) -> None:
+    """One call for the batch, not one an item."""
+    leaves, target = make_inputs()
+    target[target == -100] = options.get("ignore_index", -100)
+    several = [torch.stack([leaf, -leaf]).detach() for leaf in leaves]
+    targets = torch.stack([target, target.flip(0)])
+
+    def loss(leaves: list[Tensor], target: Tensor, function: Any = fused) -> Any:
+        return function(leaves, target, **options)
+
+    one_by_one = [
+        loss([leaf[i] for leaf in several], targets[i], apart) for i in range(len(targets))
+    ]
+    with profile(activities=[ProfilerActivity.CPU]) as calls:
+        at_once = vmap(loss)(several, targets)
+    torch.testing.assert_close(at_once, torch.stack(one_by_one))
+    of_op = [call for call in calls.key_averages() if call.key.endswith("linear_cross_entropy")]
+    assert [call.count for call in of_op] == [1]
+
+
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.filterwarnings("ignore")  # the tracers warn of their own insides
 def test_compile(dynamic: bool) -> None:
