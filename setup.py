@@ -1,5 +1,6 @@
 """Builds `softreg_ext._C`. Metadata: pyproject.toml; the search for torch: build_backend.py."""
 
+import hashlib
 import json
 import os
 import platform
@@ -92,9 +93,12 @@ def find_cuda_home(guess: str | None) -> Path | None:
     return None
 
 
-def nvcc_output(cuda_home: Path, option: str) -> str:
-    command = [str(cuda_home / "bin/nvcc"), option]
+def output_of(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def nvcc_output(cuda_home: Path, option: str) -> str:
+    return output_of(str(cuda_home / "bin/nvcc"), option)
 
 
 def nvcc_release(cuda_home: Path | None) -> str | None:
@@ -124,6 +128,19 @@ def default_archs(supported: str) -> str:
     numbers = set(re.findall(r"compute_(\d+)\b", supported))
     archs = [arch for arch in CUDA_ARCHS if arch.replace(".", "") in numbers]
     return ";".join(archs) + "+PTX"
+
+
+def library_key(facts: dict[str, object]) -> str:
+    """A digest of what decides the compiled library: `facts`, the sources and this file.
+
+    Not of where torch lies: where there is none yet, pip installs it anew for each build, in
+    another place each time.
+    """
+    digest = hashlib.sha256(json.dumps(facts).encode())
+    for path in [ROOT / "setup.py", *sorted(ROOT.glob("csrc/**/*.*"))]:
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(ROOT)} {len(content)} ".encode() + content)
+    return digest.hexdigest()
 
 
 def dependencies(torch_version: str | None) -> list[str]:
@@ -161,9 +178,48 @@ def main() -> None:
             os.environ["TORCH_CUDA_ARCH_LIST"] = default_archs(supported)
 
     class BuildKernels(cpp_extension.BuildExtension):
-        """Adds what setuptools lacks: flags of its own for each instruction set's file."""
+        """Adds what setuptools lacks: flags of its own for each instruction set's file.
+
+        And a library that was compiled before is taken again, though torch has moved since.
+        """
 
         def build_extension(self, ext):
+            facts = {
+                "version": self.distribution.get_version(),
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "cuda": torch.version.cuda if cuda.enabled else None,
+                "cuda_reason": cuda.reason,
+                "cuda_archs": os.environ.get("TORCH_CUDA_ARCH_LIST") if cuda.enabled else None,
+                "cxx_flags": CXX_FLAGS,
+                "kernel_flags": KERNEL_FLAGS,
+            }
+            library = Path(self.get_ext_fullpath(ext.name))
+            kept = Path(self.build_temp, library.name)
+            key_file = kept.with_suffix(".key")
+            key = library_key({**facts, **self.tools()})
+            if not self.force and key_file.exists() and key_file.read_text() == key:
+                print("softreg_ext: compiled before, from these sources and for this torch")
+                library.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(kept, library)
+            else:
+                key_file.unlink(missing_ok=True)
+                self.compile_extension(ext)
+                shutil.copy2(library, kept)
+                key_file.write_text(key)
+            facts.update(library=library.name, built=time.time())
+            library.with_name("_build_info.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+        def tools(self) -> dict[str, object]:
+            """What compiles and links, and the headers' version."""
+            return {
+                "headers": torch.version.git_version,
+                "compiler": output_of(cpp_extension.get_cxx_compiler(), "--version"),
+                "command": [*self.compiler.compiler_so, *self.compiler.linker_so],
+                "nvcc": nvcc_output(cuda_home, "--version") if cuda.enabled else None,
+            }
+
+        def compile_extension(self, ext) -> None:
             def compile_kernels(name: str) -> list[str]:
                 return self.compiler.compile(
                     [f"csrc/cpu/kernels_{name}.cpp"],
@@ -176,20 +232,6 @@ def main() -> None:
                 for objects in pool.map(compile_kernels, KERNEL_FLAGS):
                     ext.extra_objects.extend(objects)
             super().build_extension(ext)
-            library = Path(self.get_ext_fullpath(ext.name))
-            facts = {
-                "version": self.distribution.get_version(),
-                "library": library.name,
-                "built": time.time(),
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "cuda": torch.version.cuda if cuda.enabled else None,
-                "cuda_reason": cuda.reason,
-                "cuda_archs": os.environ.get("TORCH_CUDA_ARCH_LIST") if cuda.enabled else None,
-                "cxx_flags": CXX_FLAGS,
-                "kernel_flags": KERNEL_FLAGS,
-            }
-            library.with_name("_build_info.json").write_text(json.dumps(facts, indent=2) + "\n")
 
         def copy_extensions_to_source(self):
             super().copy_extensions_to_source()

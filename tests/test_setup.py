@@ -87,6 +87,30 @@ def test_numbers_print_where_the_compiler_would_link_a_second_cxx_library(tmp_pa
     assert done.stdout == "2.5 and 12\n", done.stderr
 
 
+def test_a_library_is_taken_again_for_the_same_sources_and_tools_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(setup, "ROOT", tmp_path)
+    (tmp_path / "csrc/core").mkdir(parents=True)
+    (tmp_path / "setup.py").write_text("build")
+    facts = {"torch": "2.15.0", "headers": "0123"}
+
+    def keys_after(edits: dict[str, str]) -> list[str]:
+        for name, text in edits.items():
+            (tmp_path / name).write_text(text)
+        return [setup.library_key(facts), setup.library_key({**facts, "headers": "4567"})]
+
+    source = {"csrc/core/exp.h": "a"}
+    first = keys_after(source)
+    assert first == keys_after(source)
+    others = [
+        keys_after(edit)
+        for edit in ({"csrc/core/exp.h": "b"}, {"csrc/core/log.h": "a"}, {"setup.py": "other"})
+    ]
+    every_key = [key for keys in (first, *others) for key in keys]
+    assert len(set(every_key)) == len(every_key)
+
+
 def test_a_wheel_is_tied_to_its_torch_and_an_sdist_is_not() -> None:
     assert "torch==2.15.*" in setup.dependencies("2.15.0+cu132")
     assert f"torch>={build_backend.MINIMUM_TORCH}" in setup.dependencies(None)
