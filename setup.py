@@ -198,7 +198,7 @@ def main() -> None:
             kept = Path(self.build_temp, library.name)
             key_file = kept.with_suffix(".key")
             key = library_key({**facts, **self.tools()})
-            if not self.force and key_file.exists() and key_file.read_text() == key:
+            if key_file.exists() and key_file.read_text() == key:
                 print("softreg_ext: compiled before, from these sources and for this torch")
                 library.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(kept, library)
