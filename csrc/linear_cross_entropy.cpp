@@ -230,12 +230,12 @@ struct ChunkArgs {
         args{all, logits, target, all.weight, all.return_lse} {}
 };
 
-// The sum of a chunk's losses: of their mean, which half types may hold where they do not hold
-// that.
+// The sum of a chunk's losses. Of a mean's: from their mean or from each, which half types may hold
+// where they do not hold the sum.
 at::Tensor sum_of(const CrossEntropyArgs& args, const ForwardOutputs& rows) {
   return args.reduction == Reduction::kMean ? (rows.loss.to(at::kDouble) * rows.total_weight)
                                                   .masked_fill_(rows.total_weight.eq(0), 0)
-                                            : rows.loss;
+                                            : rows.loss.sum(at::kDouble);
 }
 
 // The mean says nothing of rows that weigh nothing and have a loss.
@@ -243,7 +243,7 @@ Reduction reduction_in_chunk(const LinearCrossEntropyArgs& args) {
   const bool weightless_rows_add =
       args.has_weight() && (args.label_smoothing > 0 || args.z_loss > 0);
   const bool is_mean = args.reduction == Reduction::kMean;
-  return is_mean && weightless_rows_add ? Reduction::kSum : args.reduction;
+  return is_mean && weightless_rows_add ? Reduction::kNone : args.reduction;
 }
 
 // The loss, and what the backward pass is to be given. `sums`, where there are any, take each

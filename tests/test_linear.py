@@ -316,7 +316,14 @@ def test_opcheck(reduction: int) -> None:
 
 def test_float16_means_of_large_losses() -> None:
     leaves, target = make_inputs(torch.float16)
-    for options in ({"weight": torch.full((CLASSES,), 3000.0).half()}, {"z_loss": 50.0}):
+    weight = {"weight": torch.full((CLASSES,), 3000.0).half()}
+    table: list[dict[str, Any]] = [
+        weight,
+        {"z_loss": 50.0},
+        {**weight, "z_loss": 50.0},
+        {**weight, "label_smoothing": 0.1},
+    ]
+    for options in table:
         loss = fused(leaves, target, **options)
         assert loss.isfinite()
         torch.testing.assert_close(loss, apart(leaves, target, **options))
