@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.autograd.forward_ad as fwAD
 import torch.nn.functional as F
 from cases import check_changes_are_noticed, random_source
 from torch import Tensor
@@ -117,6 +118,30 @@ def test_nan_in_an_ignored_row_under_transforms() -> None:
     gradient = grad(lambda x: softreg_ext.cross_entropy(x, target))(logits)
     assert gradient.isfinite().all()
     assert torch.equal(gradient[2], torch.zeros(4, dtype=gradient.dtype))
+
+
+def test_nan_in_an_ignored_row_of_second_derivatives() -> None:
+    logits, target, _ = make_inputs(4)
+    logits[2] = torch.nan
+    logits.requires_grad_()
+    (first,) = torch.autograd.grad(
+        softreg_ext.cross_entropy(logits, target, softcap=5.0), logits, create_graph=True
+    )
+    (second,) = torch.autograd.grad(first.square().sum(), logits)
+    assert second.isfinite().all()
+    assert not second[2].any()
+
+
+def test_forward_mode_through_the_weight() -> None:
+    """Alone: the logits have no tangent that would ask for the composition of ATen ops."""
+    logits, _, weight = make_inputs(4)
+    probabilities = logits.flip(0).softmax(1)
+    tangents = []
+    for loss in (softreg_ext.cross_entropy, F.cross_entropy):
+        with fwAD.dual_level():
+            dual = fwAD.make_dual(weight, weight.flip(0))
+            tangents.append(fwAD.unpack_dual(loss(logits, probabilities, dual)).tangent)
+    torch.testing.assert_close(*tangents)
 
 
 def test_vmap_over_logits() -> None:

@@ -1,16 +1,12 @@
 #include "autograd/composite.h"
 
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/amax.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cross_entropy_loss.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/log_softmax.h>
-#include <ATen/ops/logsumexp.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/scalar_tensor.h>
-#include <ATen/ops/softmax.h>
 #include <ATen/ops/stack.h>
 
 #include <vector>
@@ -121,10 +117,13 @@ at::Tensor cross_entropy_backward_composite(const CrossEntropyArgs& args,
                                             const CrossEntropyGradArgs& grad) {
   check(args, grad);
   const int64_t dim = args.class_dim();
-  const at::Tensor y = transformed(args, args.logits);
-  const at::Tensor softmax = y.softmax(dim);
-  const Coefficients coefficients(args, y.scalar_type());
+  const Coefficients coefficients(args, accumulator_type(args.result_type()));
   const at::Tensor& a = coefficients.per_class;
+  // Nothing of an ignored row is in second derivatives either, unless lse is asked for.
+  const bool is_masked = coefficients.ignored.defined() && !grad.has_grad_lse();
+  const at::Tensor y =
+      transformed(args, is_masked ? args.logits.masked_fill(coefficients.ignored, 0) : args.logits);
+  const at::Tensor softmax = y.softmax(dim);
   at::Tensor on_softmax = a.sum({dim}, /*keepdim=*/true);
   if (args.z_loss != 0) {
     on_softmax = on_softmax + 2 * args.z_loss * y.logsumexp({dim}, /*keepdim=*/true);

@@ -94,7 +94,8 @@ ForwardOutputs cross_entropy_forward_autograd(const CrossEntropyArgs& args) {
       args.has_probabilities() || !weight_needs_grad,
       "cross_entropy: weight requires grad, but the loss is not differentiable with respect "
       "to it; pass weight.detach()");
-  if (weight_needs_grad || needs_composite(args.logits) || needs_composite(args.target)) {
+  if (weight_needs_grad || needs_composite(args.logits) || needs_composite(args.target) ||
+      (args.has_weight() && needs_composite(*args.weight))) {
     return cross_entropy_forward_composite(args);
   }
   if (!needs_grad(args.logits) && !needs_grad(args.target)) {
@@ -111,9 +112,11 @@ ForwardOutputs cross_entropy_forward_autograd(const CrossEntropyArgs& args) {
 // Differentiable themselves: with create_graph=True they run with gradients recorded.
 template <BackwardImplementation fused, BackwardImplementation composite>
 at::Tensor gradient_autograd(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad) {
-  const at::Tensor no_grad_lse;
-  const at::Tensor& grad_lse = grad.has_grad_lse() ? *grad.grad_lse : no_grad_lse;
-  for (const at::Tensor* input : {&args.logits, &args.target, &grad.grad_loss, &grad_lse}) {
+  const at::Tensor none;
+  const at::Tensor& weight = args.has_weight() ? *args.weight : none;
+  const at::Tensor& grad_lse = grad.has_grad_lse() ? *grad.grad_lse : none;
+  for (const at::Tensor* input :
+       {&args.logits, &args.target, &weight, &grad.grad_loss, &grad_lse}) {
     if (input->defined() && (needs_grad(*input) || needs_composite(*input))) {
       return composite(args, grad);
     }
