@@ -1,5 +1,7 @@
 #include "checks.h"
 
+#include <ATen/MemoryOverlap.h>
+
 #include <cmath>
 
 #include "row_matrix.h"
@@ -175,6 +177,11 @@ void check(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad) {
   TORCH_CHECK(grad.state.is_contiguous(),
               "cross_entropy: state must be contiguous, but has strides ",
               grad.state.sym_strides());
+}
+
+void check_in_place(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad) {
+  check(args, grad);
+  at::assert_no_internal_overlap(args.logits);
 }
 
 void check_grad_target(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad) {

@@ -10,6 +10,7 @@ namespace softreg {
 
 void check(const CrossEntropyArgs& args);
 void check(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad);
+void check_in_place(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad);
 void check_grad_target(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad);
 void check_correction(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad,
                       const at::Tensor& grad_logits, const at::Tensor& report);

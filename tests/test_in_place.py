@@ -40,6 +40,11 @@ def test_other_targets(dtype: torch.dtype) -> None:
     check(logits, torch.softmax(logits.flip(0).double(), 1), NONE)
 
 
+def test_rows_that_share_memory_are_refused() -> None:
+    with pytest.raises(RuntimeError, match="single memory location"):
+        check(torch.randn(1, 5).expand(4, 5), torch.zeros(4).long())
+
+
 def test_other_strides() -> None:
     memory = torch.randn(50, 60, generator=random_source(0))
     target = torch.randint(20, (50,), generator=random_source(0))

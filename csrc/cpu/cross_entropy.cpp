@@ -296,7 +296,7 @@ at::Tensor cross_entropy_backward_cpu(const CrossEntropyArgs& args,
 
 void cross_entropy_backward_in_place_cpu(const CrossEntropyArgs& args,
                                          const CrossEntropyGradArgs& grad) {
-  check(args, grad);
+  check_in_place(args, grad);
   SOFTREG_DISPATCH_LOGITS(args.result_type(), "cross_entropy_backward_in_place_cpu", [&] {
     gradient_typed<scalar_t>(args, grad, active_kernels().of<scalar_t>().backward, args.logits);
   });

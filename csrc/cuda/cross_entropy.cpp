@@ -122,7 +122,7 @@ at::Tensor cross_entropy_backward_cuda(const CrossEntropyArgs& args,
 
 void cross_entropy_backward_in_place_cuda(const CrossEntropyArgs& args,
                                           const CrossEntropyGradArgs& grad) {
-  check(args, grad);
+  check_in_place(args, grad);
   const c10::cuda::CUDAGuard guard(args.logits.device());
   SOFTREG_DISPATCH_LOGITS(args.result_type(), "cross_entropy_backward_in_place_cuda", [&] {
     run_gradient<scalar_t>(args, grad, args.logits, launch_backward<scalar_t>);
