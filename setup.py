@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -34,7 +35,7 @@ KERNEL_FLAGS = {
 }
 # at::parallel_for is serial without OpenMP; no -std: torch chooses the one its headers need.
 # Products and sums are rounded one by one unless mul_add says so: a gradient has the same bits from
-# either pass, into whichever loop it is inlined. at::vec's headers trip the three warnings off.
+# either pass, into whichever loop it is inlined. at::vec's headers trip the four warnings off.
 CXX_FLAGS = [
     *("-O3", "-g0", "-ffp-contract=off", "-fopenmp", "-fvisibility=hidden"),
     *(
@@ -138,7 +139,7 @@ def library_key(facts: dict[str, object]) -> str:
     another place each time.
     """
     digest = hashlib.sha256(json.dumps(facts).encode())
-    for path in [ROOT / "setup.py", *sorted(ROOT.glob("csrc/**/*.*"))]:
+    for path in [ROOT / "setup.py", *sorted(ROOT.glob("csrc/**/*.[ch]*"))]:
         content = path.read_bytes()
         digest.update(f"{path.relative_to(ROOT)} {len(content)} ".encode() + content)
     return digest.hexdigest()
@@ -198,7 +199,7 @@ def main() -> None:
             library = Path(self.get_ext_fullpath(ext.name))
             kept = Path(self.build_temp, library.name)
             key_file = kept.with_suffix(".key")
-            key = library_key({**facts, **self.tools()})
+            key = library_key({**facts, **self.tools(ext)})
             if key_file.exists() and key_file.read_text() == key:
                 print("softreg_ext: compiled before, from these sources and for this torch")
                 library.parent.mkdir(parents=True, exist_ok=True)
@@ -211,13 +212,15 @@ def main() -> None:
             facts.update(library=library.name, built=time.time())
             library.with_name("_build_info.json").write_text(json.dumps(facts, indent=2) + "\n")
 
-        def tools(self) -> dict[str, object]:
+        def tools(self, ext) -> dict[str, object]:
             """What compiles and links, and the headers' version."""
             return {
                 "headers": torch.version.git_version,
-                "compiler": output_of(cpp_extension.get_cxx_compiler(), "--version"),
+                "compiler": output_of(*shlex.split(cpp_extension.get_cxx_compiler()), "--version"),
                 "command": [*self.compiler.compiler_so, *self.compiler.linker_so],
+                "linked": ext.extra_link_args,
                 "nvcc": nvcc_output(cuda_home, "--version") if cuda.enabled else None,
+                "nvcc_flags": [os.environ.get(f"NVCC_{x}_FLAGS") for x in ("PREPEND", "APPEND")],
             }
 
         def compile_extension(self, ext) -> None:

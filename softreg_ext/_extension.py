@@ -71,8 +71,11 @@ def find_build(folders: list[Path], torch_version: str, torch_cuda: str | None) 
     for folder in folders:
         if not (folder / "_build_info.json").exists():
             continue
-        build = Build.read(folder)
-        mismatch = build.mismatch(torch_version, torch_cuda)
+        try:
+            build = Build.read(folder)
+            mismatch = build.mismatch(torch_version, torch_cuda)
+        except (TypeError, ValueError) as error:
+            mismatch = f"another version's _build_info.json: {error}"
         if mismatch is None:
             fitting.append(build)
         else:

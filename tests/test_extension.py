@@ -55,6 +55,15 @@ def test_misfit_names_both_versions_and_the_mending_command(
     assert _extension.REBUILD in str(error.value)
 
 
+@pytest.mark.parametrize("text", ["{", "{}", '{"of": "another version"}'])
+def test_what_another_version_says_of_itself_is_passed_over(tmp_path: Path, text: str) -> None:
+    other, fitting = (fake_build(tmp_path / name, "2.15.0+cpu") for name in ("other", "fitting"))
+    (other / "_build_info.json").write_text(text)
+    assert find_build([other, fitting], "2.15.0+cpu", None).folder == fitting
+    with pytest.raises(ImportError, match="another version's _build_info"):
+        find_build([other], "2.15.0+cpu", None)
+
+
 def test_second_copy_on_the_path_is_found(tmp_path: Path) -> None:
     source, stale = tmp_path / "source", fake_build(tmp_path / "stale", "2.13.0+cpu")
     installed = fake_build(tmp_path / "installed", "2.15.0+cpu")
