@@ -8,6 +8,7 @@
 #include <limits>
 #include <optional>
 #include <tuple>
+#include <utility>
 
 namespace softreg {
 
@@ -99,8 +100,9 @@ using CorrectionImplementation = void(const CrossEntropyArgs&, const CrossEntrop
                                       const at::Tensor& grad_logits, double guess,
                                       const at::Tensor& report);
 
-inline auto results(const ForwardOutputs& out) {
-  return std::make_tuple(out.loss, out.lse, out.state, out.total_weight);
+inline auto results(ForwardOutputs out) {
+  return std::make_tuple(std::move(out.loss), std::move(out.lse), std::move(out.state),
+                         std::move(out.total_weight));
 }
 
 inline auto results(const ForwardWithGradientOutputs& out) {

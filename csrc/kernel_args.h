@@ -100,8 +100,8 @@ struct CrossEntropyRows {
   }
   // Whether a target of probabilities is all that its coefficients are made of.
   SOFTREG_INLINE bool probabilities_are_coefficients() const { return !weight && per_class == 0; }
-  // Logits as they are, and no class that counts besides the label: kernels compiled for no more
-  // than that take half a GPU's registers, so that twice as many threads wait for memory at a time.
+  // Logits as they are, and no class that counts besides the label: the GPU's kernels compiled for
+  // no more than that ask no questions for each logit.
   SOFTREG_INLINE bool is_plain() const { return transform.is_identity && !all_classes_count(); }
 };
 

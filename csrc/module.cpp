@@ -4,6 +4,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "cpu/kernels.h"
@@ -14,41 +15,22 @@
 namespace softreg {
 namespace {
 
-pybind11::object loss_or_both(const ForwardOutputs& out, bool return_lse) {
-  return return_lse ? pybind11::cast(std::make_tuple(out.loss, out.lse)) : pybind11::cast(out.loss);
-}
+using Outputs = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
-// The loss, or the loss and lse. The same dispatcher op as
-// torch.ops.softreg_ext.cross_entropy_forward, without the several microseconds that torch.ops
-// spends on matching arguments to a schema.
-pybind11::object cross_entropy(const at::Tensor& input, const at::Tensor& target,
-                               const std::optional<at::Tensor>& weight, int64_t reduction,
-                               int64_t ignore_index, double label_smoothing, double z_loss,
-                               double logit_scale, std::optional<double> softcap, bool return_lse) {
-  ForwardOutputs out;
-  {
-    const pybind11::gil_scoped_release no_gil;
-    out = cross_entropy_forward(
-        {packed_options(reduction, ignore_index, label_smoothing, z_loss, logit_scale, softcap),
-         input, target, weight, return_lse});
-  }
-  return loss_or_both(out, return_lse);
-}
-
-pybind11::object linear_entry(const at::Tensor& input, const at::Tensor& linear_weight,
-                              const std::optional<at::Tensor>& linear_bias,
-                              const at::Tensor& target, const std::optional<at::Tensor>& weight,
-                              int64_t reduction, int64_t ignore_index, double label_smoothing,
-                              double z_loss, double logit_scale, std::optional<double> softcap,
-                              bool return_lse) {
-  ForwardOutputs out;
-  {
-    const pybind11::gil_scoped_release no_gil;
-    out = linear_cross_entropy(
-        {packed_options(reduction, ignore_index, label_smoothing, z_loss, logit_scale, softcap),
-         input, linear_weight, linear_bias, target, weight, return_lse});
-  }
-  return loss_or_both(out, return_lse);
+// The loss of `entry`, or the loss and lse where its last argument asks for both. The same
+// dispatcher op as that of torch.ops, without the several microseconds that torch.ops spends on
+// matching arguments to a schema.
+template <typename... Args>
+auto eager(Outputs (*entry)(Args...)) {
+  return [entry](Args... args) {
+    const Outputs out = [&] {
+      const pybind11::gil_scoped_release no_gil;
+      return entry(args...);
+    }();
+    const bool return_lse = std::get<sizeof...(Args) - 1>(std::tie(args...));
+    const auto& [loss, lse, state, total_weight] = out;
+    return return_lse ? pybind11::cast(std::tie(loss, lse)) : pybind11::cast(loss);
+  };
 }
 
 pybind11::dict build_info() {
@@ -75,11 +57,8 @@ pybind11::dict build_info() {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.def("cross_entropy", &cross_entropy, pybind11::arg("input"), pybind11::arg("target"),
-        pybind11::arg("weight"), pybind11::arg("reduction"), pybind11::arg("ignore_index"),
-        pybind11::arg("label_smoothing"), pybind11::arg("z_loss"), pybind11::arg("logit_scale"),
-        pybind11::arg("softcap"), pybind11::arg("return_lse"));
-  m.def("linear_cross_entropy", &linear_entry);
+  m.def("cross_entropy", eager(&forward_entry<cross_entropy_forward>));
+  m.def("linear_cross_entropy", eager(&linear_forward_entry<linear_cross_entropy>));
   m.def("build_info", &build_info);
   m.def("release_memory", &release_memory);
   m.def("set_chunk_bytes", &set_chunk_bytes);

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "core/cross_entropy.h"
+#include "core/row_state.h"
 #include "kernel_args.h"
 
 namespace softreg {
@@ -131,7 +132,7 @@ SOFTREG_INLINE F loss_of_row(const CrossEntropyRows<T, A>& args, F label_weight,
   return args.z_loss != 0 ? loss + z_term(F(args.z_loss), max + log_sum) : loss;
 }
 
-// Ends one row of the forward pass. `label_logit` is the transformed logit of a row that counts.
+// Keeps one row's results. `label_logit` is the transformed logit of a row that counts.
 template <typename T, typename A>
 SOFTREG_INLINE void add_row(const ForwardArgs<T, A>& args, int64_t row, RowTarget target,
                             A label_logit, A max, A sum, A log_sum, A weighted_nll,
@@ -151,6 +152,22 @@ SOFTREG_INLINE void add_row(const ForwardArgs<T, A>& args, int64_t row, RowTarge
   if (args.loss) {
     args.loss[row] = static_cast<T>(loss);
   }
+}
+
+// Ends one row of the forward pass, from the state of all of its logits.
+template <typename T, typename A>
+SOFTREG_INLINE void finish_row(const ForwardArgs<T, A>& args, int64_t row, RowTarget target,
+                               const RowState<A>& state, A label_logit, ForwardTotals& totals) {
+  const A max = shift(state.exp.max), log_sum = vlog(state.exp.sum);
+  A weighted_nll = 0;
+  if (args.all_classes_count()) {
+    weighted_nll = static_cast<A>(
+        weighted_negative_log_likelihood<double>(state.coefficient, log_sum, state.logit));
+    if (args.has_probabilities()) {
+      args.coefficient_sum[row] = static_cast<A>(state.coefficient);
+    }
+  }
+  add_row(args, row, target, label_logit, max, state.exp.sum, log_sum, weighted_nll, totals);
 }
 
 }  // namespace

@@ -106,8 +106,9 @@ def cross_entropy(
 
     Raises:
         IndexError: a label is out of range.
-        ValueError: batch sizes differ, or ``reduction`` is none of the three.
-        TypeError: an argument is no tensor, integer or number where it should be.
+        ValueError: batch sizes differ, ``reduction`` is none of the three, or ``ignore_index`` does
+            not fit in 64 bits.
+        TypeError: an argument is no tensor, integer, number or bool where it should be.
         NotImplementedError: logits of another dtype.
         RuntimeError: any other wrong dtype, shape, device, or value of a number.
     """

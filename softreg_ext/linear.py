@@ -66,7 +66,7 @@ def linear_cross_entropy(
     ``input``, the layer and their gradients no more memory is needed, but for a float32 sum of
     ``linear_weight``'s gradient in half types, or as many bytes more of logits, which take less
     time and spare that sum where they are all there are.
-    Those are multiplied as float32, some classes at a time, on processors that have no
+    Half types are multiplied as float32, some classes at a time, on processors that have no
     instructions for them, where :func:`torch.mm` takes item by item.
     On a CPU and for "mean" and "sum" the forward pass computes the gradients ``g W`` and
     ``g^T x`` too while the logits are there, which are held until ``backward()``; else, and when
@@ -100,8 +100,9 @@ def linear_cross_entropy(
 
     Raises:
         IndexError: a label is out of range.
-        ValueError: batch sizes differ, or ``reduction`` is none of the three.
-        TypeError: an argument is no tensor, integer or number where it should be.
+        ValueError: batch sizes differ, ``reduction`` is none of the three, or ``ignore_index`` does
+            not fit in 64 bits.
+        TypeError: an argument is no tensor, integer, number or bool where it should be.
         NotImplementedError: input of another dtype.
         RuntimeError: any other wrong dtype, shape, device, or value of a number.
     """

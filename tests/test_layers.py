@@ -13,11 +13,11 @@ SOURCES = sorted(path for path in CSRC.rglob("*") if path.suffix in (".h", ".cpp
 LAYERS = [
     (r"core/", 5),
     (
-        r"kernel_args\.h|row_target\.h|cpu/kernels|cuda/\w+\.cuh?$|cuda/(\w+_kernel|launch_plan)\.h",
+        r"(kernel_args|row_target|parts)\.h|cpu/kernels|cuda/\w+\.cuh?$|cuda/(\w+_kernel|launch_plan)\.h",
         4,
     ),
     (
-        r"cpu/|cuda/|meta/|((linear_)?args|checks|row_matrix|kernel_inputs|layer_products|parts)\.",
+        r"cpu/|cuda/|meta/|((linear_)?args|checks|row_matrix|kernel_inputs|layer_products)\.",
         3,
     ),
     (r"autograd/|ops\.|linear_cross_entropy\.|module\.cpp", 2),

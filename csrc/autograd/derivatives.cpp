@@ -25,7 +25,7 @@ bool needs_composite(const at::Tensor& x) {
 
 bool needs_grad(const at::Tensor& x) { return at::GradMode::is_enabled() && x.requires_grad(); }
 
-bool is_plain(const at::Tensor& x) {
+bool is_ordinary(const at::Tensor& x) {
   using Key = c10::DispatchKey;
   constexpr c10::DispatchKeySet cpu{Key::CPU, Key::AutogradCPU, Key::ADInplaceOrView,
                                     Key::AutocastCPU};

@@ -41,10 +41,10 @@ bool is_in_place(const CrossEntropyArgs& args) {
 // Null where nothing is gained.
 Device* device_that_gains(const CrossEntropyArgs& args) {
   Device* device = this_device(args.logits);
-  const bool gains = device && is_plain(args.logits) &&
+  const bool gains = device && is_ordinary(args.logits) &&
                      static_cast<int64_t>(args.logits.nbytes()) >= device->fewest_bytes &&
-                     !args.return_lse && is_plain(args.target) &&
-                     (!args.has_weight() || is_plain(*args.weight)) &&
+                     !args.return_lse && is_ordinary(args.target) &&
+                     (!args.has_weight() || is_ordinary(*args.weight)) &&
                      (!device->in_place_only || is_in_place(args)) && !has_modes();
   return gains ? device : nullptr;
 }
@@ -63,7 +63,7 @@ void note_waiting(const CrossEntropyArgs& args, const at::Tensor& early_gradient
 bool correct(const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad,
              const at::Tensor& early_gradient, double upstream) {
   Device* device = device_that_gains(args);
-  if (!device || !is_plain(grad.grad_loss)) {
+  if (!device || !is_ordinary(grad.grad_loss)) {
     return false;
   }
   device->guess.remove_waiting(early_gradient);

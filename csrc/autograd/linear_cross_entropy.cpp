@@ -90,9 +90,10 @@ UpstreamGuess& guess() {
 // host does not see at once whether the guess was right, nor where these are not all there is to a
 // call. None that the loss's dtype does not hold.
 std::optional<double> expected_upstream(const LinearCrossEntropyArgs& args) {
-  const bool is_not_plain = any_tensor(args, [](const at::Tensor& x) { return !is_plain(x); });
+  const bool is_not_ordinary =
+      any_tensor(args, [](const at::Tensor& x) { return !is_ordinary(x); });
   const bool gains = args.input.is_cpu() && args.reduction != Reduction::kNone &&
-                     !args.return_lse && !is_not_plain && !has_modes() && !packs_what_is_saved();
+                     !args.return_lse && !is_not_ordinary && !has_modes() && !packs_what_is_saved();
   const auto upstream = gains ? guess().upstream() : std::nullopt;
   const auto held = [&] {
     return at::full({}, *upstream, at::kDouble).to(loss_type(args)).item<double>();
@@ -118,7 +119,7 @@ std::optional<LayerGradients> take_early(AutogradContext* ctx, const at::Tensor&
   const at::Tensor& of_weight = std::get<1>(gradients);
   guess().remove_waiting(of_weight);
   if (!of_weight.defined() || at::GradMode::is_enabled() || needs_composite(grad_loss) ||
-      !is_plain(grad_loss)) {
+      !is_ordinary(grad_loss)) {
     return std::nullopt;
   }
   const auto upstream = grad_loss.item<double>();

@@ -74,9 +74,10 @@ const at::Tensor& UpstreamGuess::report() {
 // What has been reported since this was asked last.
 std::optional<double> UpstreamGuess::taken(int index) {
   constexpr int64_t kNothing = 0x7ff8'0000'5055'4e45;  // a NaN that no arithmetic makes
-  auto* reported = reinterpret_cast<int64_t*>(report_.mutable_data_ptr<double>()) + index;
-  const int64_t bits = __atomic_exchange_n(reported, kNothing, __ATOMIC_RELAXED);
-  return bits == kNothing ? std::nullopt : std::make_optional(c10::bit_cast<double>(bits));
+  auto nothing = c10::bit_cast<double>(kNothing), reported = nothing;
+  __atomic_exchange(report_.mutable_data_ptr<double>() + index, &nothing, &reported,
+                    __ATOMIC_RELAXED);
+  return c10::bit_cast<int64_t>(reported) == kNothing ? std::nullopt : std::make_optional(reported);
 }
 
 void UpstreamGuess::learn() {

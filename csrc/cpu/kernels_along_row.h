@@ -6,27 +6,16 @@
 namespace softreg {
 namespace {
 
-// Ends a row of the forward pass. state_of_row(): of all its columns.
+// One row of the forward pass. state_of_row(): of all its columns, asked for where they are read.
 template <typename T, typename A, typename StateOfRow>
-SOFTREG_INLINE RowTarget finish_row(const ForwardArgs<T, A>& args, int64_t row,
-                                    ForwardTotals& totals, StateOfRow state_of_row) {
+SOFTREG_INLINE RowTarget forward_row(const ForwardArgs<T, A>& args, int64_t row,
+                                     ForwardTotals& totals, StateOfRow state_of_row) {
   const RowTarget target(args, row, totals.bad_row);
-  if (!is_read(args, target)) {
+  if (is_read(args, target)) {
+    finish_row(args, row, target, state_of_row(), label_logit(args, row, target), totals);
+  } else {
     add_row(args, row, target, A(0), A(0), A(0), A(0), A(0), totals);
-    return target;
   }
-  const RowState<A> state = state_of_row();
-  const A max = shift(state.exp.max), log_sum = vlog(state.exp.sum);
-  double weighted_nll = 0;
-  if (args.all_classes_count()) {
-    weighted_nll =
-        weighted_negative_log_likelihood<double>(state.coefficient, log_sum, state.logit);
-    if (args.has_probabilities()) {
-      args.coefficient_sum[row] = static_cast<A>(state.coefficient);
-    }
-  }
-  add_row(args, row, target, label_logit(args, row, target), max, state.exp.sum, log_sum,
-          static_cast<A>(weighted_nll), totals);
   return target;
 }
 
@@ -49,7 +38,7 @@ ForwardTotals forward_of_states(const ForwardArgs<T, Accumulator<T>>& args, int6
   using A = Accumulator<T>;
   ForwardTotals totals;
   for (int64_t row = begin; row < end; ++row, states += columns_of_row) {
-    finish_row(args, row, totals, [&] {
+    forward_row(args, row, totals, [&] {
       RowState<A> state = states[0];
       for (int64_t i = 1; i < columns_of_row; ++i) {
         state = merge(state, states[i], args.all_classes_count());
@@ -65,8 +54,8 @@ ForwardTotals forward_along_row(const ForwardArgs<T, A>& args, int64_t begin, in
   ForwardTotals totals;
   Staged<A> staged;
   for (int64_t row = begin; row < end; ++row) {
-    finish_row(args, row, totals,
-               [&] { return state_of_columns(args, row, all_columns(args), staged); });
+    forward_row(args, row, totals,
+                [&] { return state_of_columns(args, row, all_columns(args), staged); });
   }
   return totals;
 }
@@ -110,7 +99,7 @@ ForwardTotals forward_with_gradient_along_row(const ForwardArgs<T, A>& forward,
   RowGradientWriter<T, A> writer(backward);
   for (int64_t row = begin; row < end; ++row) {
     A* const these = exps[row % 2].values;
-    const RowTarget target = finish_row(forward, row, totals, [&] {
+    const RowTarget target = forward_row(forward, row, totals, [&] {
       return state_of_chunk(forward.logits.row(row), forward.classes,
                             RowWeights<T, A>(forward, row, 0), forward.all_classes_count(),
                             KeptExps<T, A>{these, writer});

@@ -69,7 +69,7 @@ SOFTREG_INLINE V fold_row(const T* x, int64_t n, V init, Step step, Combine comb
     }
     return step(folded, load_vec(x + i), i, All());
   };
-  const V total = fold_vectors<16>(n / width, init, first, whole, combine);
+  const V total = fold_vectors<32>(n / width, init, first, whole, combine);
   const int64_t rest = n % width, i = n - rest;
   return rest == 0 ? total
                    : step(total, load_part(x + i, rest, -static_cast<A>(INFINITY)), i, First{rest});

@@ -1,4 +1,4 @@
-// SIMD vectors for the formulas of core/, over at::vec. Included by kernels.inc.h alone. Everything
+// SIMD vectors for the formulas of core/, over at::vec. Included by the kernels alone. Everything
 // is inlined by force or named after at::vec's type, which differs from one instruction set to the
 // next: no function compiled for one can be linked into another's.
 // The overloads stand before the formulas that call them: no argument-dependent lookup finds them.
@@ -16,7 +16,8 @@ using Vec = at::vec::Vectorized<A>;
 
 template <typename A>
 SOFTREG_INLINE Vec<A> vmax(Vec<A> best, Vec<A> x) {
-  return at::vec::clamp_min(x, best);  // one instruction; keeps `best` or x when the other is NaN
+  // One instruction; whether a NaN is kept depends on which. It is in the sum in any case.
+  return at::vec::clamp_min(x, best);
 }
 
 // x in the lanes where a == b, y in the others. Where at::vec would take the mask through memory,

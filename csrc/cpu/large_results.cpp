@@ -8,6 +8,8 @@
 #include <mutex>
 #include <utility>
 
+#include "parts.h"
+
 namespace softreg {
 
 #if defined(__linux__) && defined(MADV_HUGEPAGE) && defined(MADV_FREE)
@@ -44,7 +46,7 @@ Mapping map(size_t bytes) {
 }
 
 Mapping map_huge_pages(size_t bytes) {
-  bytes = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+  bytes = rounded_up(bytes, kHugePage);
   const Mapping mapped = map(bytes + kHugePage);
   if (!mapped.data) {
     return {};

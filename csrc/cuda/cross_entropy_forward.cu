@@ -13,7 +13,7 @@ struct ForwardWorkspace {
 };
 
 template <typename T, bool kPlain>
-__global__ void __launch_bounds__((kResidentThreads<T, kPlain>), 1)
+__global__ void __launch_bounds__(kResidentThreads<T>, 1)
     cross_entropy_forward_kernel(const __grid_constant__ ForwardArgs<T, Accumulator<T>> args,
                                  const __grid_constant__ ForwardResult<T> result,
                                  ForwardWorkspace<Accumulator<T>> workspace, int threads_of_row,
@@ -35,7 +35,7 @@ __global__ void __launch_bounds__((kResidentThreads<T, kPlain>), 1)
 
 // One block: each row from the states of its columns.
 template <typename T>
-__global__ void __launch_bounds__(512, 1)
+__global__ void __launch_bounds__(kManyThreads, 1)
     merge_columns_kernel(const __grid_constant__ ForwardArgs<T, Accumulator<T>> args,
                          const __grid_constant__ ForwardResult<T> result,
                          const RowState<Accumulator<T>>* columns, int columns_of_row,
@@ -85,7 +85,7 @@ cudaError_t launch_forward(const ForwardArgs<T, Accumulator<T>>& args,
     while (team / 2 >= plan.columns) {
       team /= 2;
     }
-    launches.add(merge_columns_kernel<T>, dim3(1), 512, 0, args, result, left.columns,
+    launches.add(merge_columns_kernel<T>, dim3(1), kManyThreads, 0, args, result, left.columns,
                  static_cast<int>(plan.columns), team);
   } else {
     add_totals(launches, result, left.totals, plan.blocks);

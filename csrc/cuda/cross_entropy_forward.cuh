@@ -80,22 +80,12 @@ __device__ __forceinline__ A label_logit(const ForwardArgs<T, A>& args, int64_t 
   return args.transform.is_identity ? logit : transform_logit(args.transform, logit).value;
 }
 
-// From the state of all of the row's logits, by one thread.
+// By one thread.
 template <typename T, typename A>
 __device__ __forceinline__ void finish_row(const ForwardArgs<T, A>& args, int64_t row,
                                            const RowState<A>& state, ForwardTotals& totals) {
   const RowTarget target = checked_target(args, row);
-  const A max = shift(state.exp.max), log_sum = vlog(state.exp.sum);
-  A weighted_nll = 0;
-  if (args.all_classes_count() && target.counts) {
-    weighted_nll = static_cast<A>(
-        weighted_negative_log_likelihood<double>(state.coefficient, log_sum, state.logit));
-    if (args.has_probabilities()) {
-      args.coefficient_sum[row] = static_cast<A>(state.coefficient);
-    }
-  }
-  add_row(args, row, target, label_logit(args, row, target), max, state.exp.sum, log_sum,
-          weighted_nll, totals);
+  finish_row(args, row, target, state, label_logit(args, row, target), totals);
 }
 
 // States of rows, until each thread of the team has one: then they finish theirs together.

@@ -10,7 +10,7 @@ namespace {
 // are those of the forward pass's own sum, as long as weights of both signs do not cancel to less
 // than 2^-50 of their size.
 template <typename T>
-__global__ void __launch_bounds__(512, 1)
+__global__ void __launch_bounds__(kManyThreads, 1)
     total_weight_kernel(const __grid_constant__ ForwardArgs<T, Accumulator<T>> args,
                         const __grid_constant__ ForwardResult<T> result, Totals* of_blocks) {
   Totals totals;
@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(512, 1)
 }
 
 template <typename T, bool kPlain>
-__global__ void __launch_bounds__((kResidentThreads<T, kPlain>), 1)
+__global__ void __launch_bounds__(kResidentThreads<T>, 1)
     cross_entropy_forward_with_gradient_kernel(
         const __grid_constant__ ForwardArgs<T, Accumulator<T>> args,
         const __grid_constant__ BackwardArgs<T, Accumulator<T>> gradient_args,
@@ -54,12 +54,12 @@ __global__ void __launch_bounds__((kResidentThreads<T, kPlain>), 1)
 template <typename T>
 void add_total_weight(Launches& launches, const ForwardArgs<T, Accumulator<T>>& args,
                       double* total_weight, Totals* of_blocks, int64_t most_blocks) {
-  constexpr int kThreads = 512, kRowsOfThread = 8;
-  const int64_t wanted = args.rows / (kThreads * kRowsOfThread);
+  constexpr int kRowsOfThread = 8;
+  const int64_t wanted = args.rows / (kManyThreads * kRowsOfThread);
   const int64_t blocks = std::clamp<int64_t>(wanted, 1, most_blocks);
   ForwardResult<T> result{};
   result.total_weight = total_weight;
-  launches.add(total_weight_kernel<T>, dim3(blocks), kThreads, 0, args, result, of_blocks);
+  launches.add(total_weight_kernel<T>, dim3(blocks), kManyThreads, 0, args, result, of_blocks);
   add_totals(launches, result, of_blocks, blocks);
 }
 

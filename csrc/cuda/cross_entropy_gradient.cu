@@ -21,7 +21,7 @@ __device__ __forceinline__ bool is_right(const KnownGradient& known,
 }
 
 template <template <typename, bool> class Gradients, typename T, bool kPlain>
-__global__ void __launch_bounds__((kResidentThreads<T, kPlain>), 1)
+__global__ void __launch_bounds__(kResidentThreads<T>, 1)
     cross_entropy_gradient_kernel(const __grid_constant__ BackwardArgs<T, Accumulator<T>> args,
                                   KnownGradient known, int threads_of_row, int sources) {
   using Stream = RowStream<BackwardArgs<T, Accumulator<T>>, kPlain, false>;

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "parts.h"
+
 namespace softreg {
 
 constexpr int kSlotBytes = 16;
@@ -16,9 +18,11 @@ constexpr int kPlacesOfStream = 2;
 constexpr int kWarp = 32;
 // Of a block, where rows do not ask for more.
 constexpr int kThreads = 128;
+// Of a block that adds up what others left.
+constexpr int kManyThreads = 512;
 
 // Threads that a multiprocessor has registers for.
-template <typename T, bool kPlain>
+template <typename T>
 constexpr int kResidentThreads = sizeof(T) == 8 ? 256 : 512;
 
 struct GpuLimits {
@@ -48,10 +52,9 @@ struct LaunchShape {
   int resident_threads;  // of a multiprocessor
   int sources;
 
-  int64_t slots() const { return (classes + slot_items - 1) / slot_items; }
+  int64_t slots() const { return parts_of(classes, slot_items); }
   int64_t rounds(int64_t team) const {
-    const int64_t at_once = team * kSlotsOfRound;
-    return std::max<int64_t>(1, (slots() + at_once - 1) / at_once);
+    return std::max<int64_t>(1, parts_of(slots(), team * kSlotsOfRound));
   }
 };
 
@@ -96,13 +99,13 @@ LaunchPlan plan_rows(const LaunchShape& shape, const GpuLimits& limits, const St
   }
   // As many blocks as are resident together: while one row is summed up, the next is on its way.
   const int threads = std::max(team, kThreads), rows_at_once = threads / team;
-  const int64_t wanted = (shape.rows + rows_at_once - 1) / rows_at_once;
+  const int64_t wanted = parts_of(shape.rows, rows_at_once);
   const int64_t resident = limits.multiprocessors * (shape.resident_threads / threads);
   LaunchPlan plan{team, threads,       std::clamp<int64_t>(wanted, 1, resident),
                   1,    shape.sources, kPlacesOfStream};
   // Few long rows are split over columns.
   if (team > kWarp && plan.blocks < resident) {
-    plan.columns = std::min((resident + plan.blocks - 1) / plan.blocks, shape.rounds(team));
+    plan.columns = std::min(parts_of(resident, plan.blocks), shape.rounds(team));
   }
   return plan;
 }
@@ -119,7 +122,7 @@ inline LaunchPlan plan_forward(const LaunchShape& shape, const GpuLimits& limits
   });
   const int64_t threads = std::max<int64_t>(1, shape.rows * plan.team);
   if (plan.team <= kWarp && threads <= most_threads(shape, limits)) {
-    plan.threads = static_cast<int>((threads + kWarp - 1) / kWarp * kWarp);
+    plan.threads = static_cast<int>(rounded_up(threads, kWarp));
     plan.blocks = 1;
   }
   return plan;

@@ -152,7 +152,7 @@ LaunchShape launch_shape(const Rows& args, bool reads_probabilities) {
           args.classes,
           args.logits.classes_adjacent(),
           Pack<T>::kItems,
-          args.is_plain() ? kResidentThreads<T, true> : kResidentThreads<T, false>,
+          kResidentThreads<T>,
           args.has_probabilities() && reads_probabilities ? 2 : 1};
 }
 

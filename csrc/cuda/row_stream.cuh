@@ -58,11 +58,14 @@ class RowStream {
     const int classes = static_cast<int>(args_.classes);
 #pragma unroll 1
     for (int s = 0; s < kSlotsOfRound; ++s) {
-      const int slot = rounds.slot(team_, round, s), first = rounds.first(slot);
+      const int slot = rounds.slot(team_, round, s);
       Pack<T>* const to = at(place(ahead), s, 0);
       if (slot >= rounds.end) {
         *to = nothing;
-      } else if (first < 0 || first + kWidth > classes) {
+        continue;
+      }
+      const int first = rounds.first(slot);
+      if (first < 0 || first + kWidth > classes) {
 #pragma unroll 1
         for (int i = 0; i < kWidth; ++i) {
           if (first + i < 0 || first + i >= classes) {
