@@ -151,6 +151,19 @@ def test_vmap_over_logits() -> None:
     torch.testing.assert_close(vmap(ours)(stacked), torch.stack([torchs(x) for x in stacked]))
 
 
+def test_transforms_of_no_classes() -> None:
+    logits, probabilities = torch.zeros(2, 3, 0), torch.zeros(2, 3, 0)
+    ignored = torch.full((3,), -100)
+    for reduction in REDUCTION_CODES:
+        results = [
+            vmap(lambda x, p, f=f, r=reduction: f(x, p, reduction=r))(logits, probabilities)
+            for f in (softreg_ext.cross_entropy, F.cross_entropy)
+        ]
+        torch.testing.assert_close(*results, equal_nan=True)
+    gradient = grad(lambda x: softreg_ext.cross_entropy(x, ignored, reduction="sum"))(logits[0])
+    assert gradient.shape == (3, 0)
+
+
 def test_half_second_derivatives() -> None:
     logits, target, weight = make_inputs(4, torch.bfloat16)
     ours, torchs = pair({}, target, weight)

@@ -39,7 +39,7 @@ struct Coefficients {
     at::Tensor probabilities;
     if (args.has_probabilities()) {
       probabilities = args.target.to(type);
-      row_weight = at::ones_like(probabilities.select(dim, 0).unsqueeze(dim));
+      row_weight = at::ones_like(probabilities.sum({dim}, /*keepdim=*/true));
     } else {
       at::Tensor target = args.target.to(at::kLong);
       target = args.logits.dim() == 1 ? target.reshape({1}) : target.unsqueeze(dim);
@@ -103,7 +103,9 @@ ForwardOutputs cross_entropy_forward_composite(const CrossEntropyArgs& args) {
   }
   const at::Tensor lse = args.return_lse ? y.logsumexp({dim}) : at::empty({0}, y.options());
   const at::Tensor logits = (args.return_lse ? y : counted).detach();
-  at::Tensor max = logits.amax({dim}, /*keepdim=*/true);
+  // Of no classes there is none.
+  at::Tensor max = logits.sym_size(dim) == 0 ? logits.sum({dim}, /*keepdim=*/true)
+                                             : logits.amax({dim}, /*keepdim=*/true);
   max = max.masked_fill(max.eq(-INFINITY), 0);
   std::vector<at::Tensor> state = {max.reshape({-1}),
                                    (logits - max).exp().sum({dim}).reshape({-1})};
