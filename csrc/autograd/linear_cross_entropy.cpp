@@ -222,11 +222,6 @@ LayerGradients linear_cross_entropy_backward_autograd(const LinearCrossEntropyAr
   return linear_cross_entropy_backward(args, grad, wanted);
 }
 
-ForwardOutputs linear_cross_entropy_whole(const LinearCrossEntropyArgs& args) {
-  check_layer(args);
-  return linear_cross_entropy_forward_composite(args);
-}
-
 ForwardOutputs linear_cross_entropy_whole_or_in_chunks(const LinearCrossEntropyArgs& args) {
   check_layer(args);
   return gains_from_chunks(args) ? linear_cross_entropy_forward(args)
@@ -271,7 +266,7 @@ TORCH_LIBRARY_IMPL(softreg_ext, Autograd, m) {
 }
 
 TORCH_LIBRARY_IMPL(softreg_ext, FuncTorchBatched, m) {
-  m.impl("linear_cross_entropy", &linear_forward_entry<linear_cross_entropy_whole>);
+  m.impl("linear_cross_entropy", &linear_forward_entry<linear_cross_entropy_whole_or_in_chunks>);
   m.impl("linear_cross_entropy_forward",
          linear_chunks_entry<linear_cross_entropy_forward_composite>);
   m.impl("linear_cross_entropy_backward",
