@@ -21,7 +21,7 @@ constexpr double kNoCap = std::numeric_limits<double>::infinity();
 // What the schemas list after the tensors.
 struct CrossEntropyOptions {
   Reduction reduction;
-  int64_t ignore_index;
+  c10::SymInt ignore_index;
   double label_smoothing;
   double z_loss;
   double logit_scale;
@@ -34,7 +34,7 @@ struct CrossEntropyOptions {
   }
 };
 
-inline CrossEntropyOptions packed_options(int64_t reduction, int64_t ignore_index,
+inline CrossEntropyOptions packed_options(int64_t reduction, c10::SymInt ignore_index,
                                           double label_smoothing, double z_loss, double logit_scale,
                                           std::optional<double> softcap) {
   return {static_cast<Reduction>(reduction), ignore_index, label_smoothing, z_loss, logit_scale,
@@ -113,9 +113,10 @@ inline auto results(const ForwardWithGradientOutputs& out) {
 // backward ones.
 template <auto* implementation, typename... More>
 auto forward_entry(const at::Tensor& logits, const at::Tensor& target,
-                   const std::optional<at::Tensor>& weight, int64_t reduction, int64_t ignore_index,
-                   double label_smoothing, double z_loss, double logit_scale,
-                   std::optional<double> softcap, bool return_lse, More... more) {
+                   const std::optional<at::Tensor>& weight, int64_t reduction,
+                   c10::SymInt ignore_index, double label_smoothing, double z_loss,
+                   double logit_scale, std::optional<double> softcap, bool return_lse,
+                   More... more) {
   const CrossEntropyOptions options =
       packed_options(reduction, ignore_index, label_smoothing, z_loss, logit_scale, softcap);
   return results(implementation({options, logits, target, weight, return_lse}, more...));
@@ -125,8 +126,9 @@ template <auto* implementation, typename... More>
 auto backward_entry(const at::Tensor& grad_loss, const std::optional<at::Tensor>& grad_lse,
                     const at::Tensor& logits, const at::Tensor& target, const at::Tensor& state,
                     const at::Tensor& total_weight, const std::optional<at::Tensor>& weight,
-                    int64_t reduction, int64_t ignore_index, double label_smoothing, double z_loss,
-                    double logit_scale, std::optional<double> softcap, More... more) {
+                    int64_t reduction, c10::SymInt ignore_index, double label_smoothing,
+                    double z_loss, double logit_scale, std::optional<double> softcap,
+                    More... more) {
   const CrossEntropyOptions options =
       packed_options(reduction, ignore_index, label_smoothing, z_loss, logit_scale, softcap);
   return implementation({options, logits, target, weight},

@@ -2,6 +2,7 @@
 
 #include <ATen/MemoryOverlap.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "row_matrix.h"
@@ -21,22 +22,42 @@ void check_logits(const at::Tensor& logits) {
               logits.sym_sizes());
 }
 
-bool same_shape(const at::Tensor& a, const at::Tensor& b) {
-  return a.dim() == b.dim() && a.sym_sizes() == b.sym_sizes();
+// Sizes that are known only when a graph runs are taken to be equal, which is checked then.
+bool equal(const c10::SymInt& a, const c10::SymInt& b) {
+  return a.sym_eq(b).expect_true(__FILE__, __LINE__);
+}
+
+bool surely_equal(const c10::SymInt& a, const c10::SymInt& b) {
+  return a.sym_eq(b).guard_or_false(__FILE__, __LINE__);
+}
+
+template <typename Equal>
+bool all_equal(c10::SymIntArrayRef a, c10::SymIntArrayRef b, const Equal& equal) {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(), equal);
+}
+
+bool has_shape(const at::Tensor& x, c10::SymIntArrayRef shape) {
+  return all_equal(x.sym_sizes(), shape, equal);
 }
 
 // F.cross_entropy takes a target of the logits' shape for probabilities, any other for labels.
+bool has_shape_of_probabilities(const CrossEntropyArgs& args) {
+  return all_equal(args.target.sym_sizes(), args.logits.sym_sizes(),
+                   args.has_probabilities() ? equal : surely_equal);
+}
+
 void check_probabilities(const CrossEntropyArgs& args) {
   TORCH_CHECK(args.has_probabilities(), "cross_entropy: target has input's shape ",
               args.target.sym_sizes(), ", so holds class probabilities of a floating point type, ",
               "but got ", args.target.scalar_type());
-  TORCH_CHECK(args.ignore_index < 0, "cross_entropy: ignore_index does not go with a target of ",
-              "class probabilities, but got ", args.ignore_index);
+  TORCH_SYM_CHECK(args.ignore_index.sym_lt(0),
+                  "cross_entropy: ignore_index does not go with a target of ",
+                  "class probabilities, but got ", args.ignore_index);
 }
 
 void check_labels(const at::Tensor& logits, const at::Tensor& target) {
   if (logits.dim() > 1) {
-    TORCH_CHECK_VALUE(target.dim() > 0 && target.sym_size(0) == logits.sym_size(0),
+    TORCH_CHECK_VALUE(target.dim() > 0 && equal(target.sym_size(0), logits.sym_size(0)),
                       "cross_entropy: input has batch size ", logits.sym_size(0),
                       ", but target has shape ", target.sym_sizes());
   }
@@ -48,21 +69,22 @@ void check_labels(const at::Tensor& logits, const at::Tensor& target) {
   if (logits.dim() == 1) {
     TORCH_CHECK(target.dim() <= 1, "cross_entropy: target must be 0D or 1D for input of shape ",
                 logits.sym_sizes(), ", but got shape ", target.sym_sizes());
-    TORCH_CHECK_VALUE(target.sym_numel() == 1, "cross_entropy: input of shape ", logits.sym_sizes(),
-                      " takes one label, but target has shape ", target.sym_sizes());
+    TORCH_CHECK_VALUE(equal(target.sym_numel(), 1), "cross_entropy: input of shape ",
+                      logits.sym_sizes(), " takes one label, but target has shape ",
+                      target.sym_sizes());
     return;
   }
   c10::SymDimVector shape(logits.sym_sizes());
   shape.erase(shape.begin() + 1);
-  TORCH_CHECK(target.dim() == logits.dim() - 1 && target.sym_sizes() == c10::SymIntArrayRef(shape),
-              "cross_entropy: target must have shape ", c10::SymIntArrayRef(shape),
-              " for input of shape ", logits.sym_sizes(), ", but got shape ", target.sym_sizes());
+  TORCH_CHECK(has_shape(target, shape), "cross_entropy: target must have shape ",
+              c10::SymIntArrayRef(shape), " for input of shape ", logits.sym_sizes(),
+              ", but got shape ", target.sym_sizes());
 }
 
 void check_target(const CrossEntropyArgs& args) {
   TORCH_CHECK(args.target.device() == args.logits.device(), "cross_entropy: target is on ",
               args.target.device(), ", but input is on ", args.logits.device());
-  if (same_shape(args.target, args.logits)) {
+  if (has_shape_of_probabilities(args)) {
     check_probabilities(args);
   } else {
     check_labels(args.logits, args.target);
@@ -77,7 +99,7 @@ void check_weight(const CrossEntropyArgs& args, const at::Tensor& weight) {
   TORCH_CHECK(args.has_probabilities() || weight.scalar_type() == logits.scalar_type(),
               "cross_entropy: weight must have input's dtype ", logits.scalar_type(), ", but got ",
               weight.scalar_type());
-  TORCH_CHECK(weight.dim() == 1 && weight.sym_numel() == classes,
+  TORCH_CHECK(weight.dim() == 1 && equal(weight.sym_numel(), classes),
               "cross_entropy: weight must have one entry for each of the ", classes,
               " classes, but got shape ", weight.sym_sizes());
 }
@@ -96,8 +118,8 @@ void check_factors(const CrossEntropyOptions& options) {
 
 void check_tensor(const at::Tensor& tensor, const char* name, const CrossEntropyArgs& args,
                   c10::SymIntArrayRef shape, at::ScalarType dtype) {
-  TORCH_CHECK(tensor.dim() == static_cast<int64_t>(shape.size()) && tensor.sym_sizes() == shape &&
-                  tensor.scalar_type() == dtype && tensor.device() == args.logits.device(),
+  TORCH_CHECK(has_shape(tensor, shape) && tensor.scalar_type() == dtype &&
+                  tensor.device() == args.logits.device(),
               "cross_entropy: ", name, " must be ", dtype, " of shape ", shape, " on ",
               args.logits.device(), ", but got ", tensor.scalar_type(), " of shape ",
               tensor.sym_sizes(), " on ", tensor.device());
@@ -115,7 +137,7 @@ void check_layer(const LinearCrossEntropyArgs& args) {
               "linear_cross_entropy: linear_weight must have shape (classes, ..., features), "
               "but got ",
               weight.sym_sizes());
-  TORCH_CHECK(input.sym_size(-1) == weight.sym_size(-1), "linear_cross_entropy: input has ",
+  TORCH_CHECK(equal(input.sym_size(-1), weight.sym_size(-1)), "linear_cross_entropy: input has ",
               input.sym_size(-1), " features, but linear_weight takes ", weight.sym_size(-1));
   TORCH_CHECK(input.dim() == 2 || weight.dim() == 2,
               "linear_cross_entropy: linear_weight of shape ", weight.sym_sizes(),
@@ -123,9 +145,8 @@ void check_layer(const LinearCrossEntropyArgs& args) {
   if (args.has_bias()) {
     const at::Tensor& bias = *args.linear_bias;
     const auto shape = weight.sym_sizes().slice(0, weight.dim() - 1);
-    TORCH_CHECK(bias.dim() == weight.dim() - 1 && bias.sym_sizes() == shape,
-                "linear_cross_entropy: linear_bias must have shape ", shape, ", but got ",
-                bias.sym_sizes());
+    TORCH_CHECK(has_shape(bias, shape), "linear_cross_entropy: linear_bias must have shape ", shape,
+                ", but got ", bias.sym_sizes());
   }
   const auto check_like_input = [&](const at::Tensor& x, const char* name) {
     TORCH_CHECK(x.scalar_type() == input.scalar_type(), "linear_cross_entropy: ", name,

@@ -31,7 +31,7 @@ class KernelInputs {
     rows_.transform = {static_cast<A>(args.logit_scale), static_cast<A>(args.softcap),
                        !args.transforms_logits()};
     rows_.logits = fit(args.logits, logits_);
-    rows_.labels = {nullptr, 0, 0, args.ignore_index};
+    rows_.labels = {nullptr, 0, 0, args.ignore_index.expect_int()};
     rows_.is_distribution = args.has_probabilities();
     if (args.has_probabilities()) {
       rows_.probabilities = fit(args.target, target_);

@@ -57,7 +57,7 @@ template <auto* implementation, typename... More>
 auto linear_forward_entry(const at::Tensor& input, const at::Tensor& linear_weight,
                           const std::optional<at::Tensor>& linear_bias, const at::Tensor& target,
                           const std::optional<at::Tensor>& weight, int64_t reduction,
-                          int64_t ignore_index, double label_smoothing, double z_loss,
+                          c10::SymInt ignore_index, double label_smoothing, double z_loss,
                           double logit_scale, std::optional<double> softcap, bool return_lse,
                           More... more) {
   const CrossEntropyOptions options =
@@ -75,7 +75,7 @@ auto linear_backward_entry(const at::Tensor& grad_loss, const std::optional<at::
                            const std::optional<at::Tensor>& linear_bias, const at::Tensor& target,
                            const at::Tensor& state, const at::Tensor& total_weight,
                            const std::optional<at::Tensor>& weight, int64_t reduction,
-                           int64_t ignore_index, double label_smoothing, double z_loss,
+                           c10::SymInt ignore_index, double label_smoothing, double z_loss,
                            double logit_scale, std::optional<double> softcap, bool float_logits,
                            Wanted wanted) {
   const CrossEntropyOptions options =

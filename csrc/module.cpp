@@ -5,6 +5,7 @@
 
 #include <string>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "cpu/kernels.h"
@@ -17,12 +18,17 @@ namespace {
 
 using Outputs = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
+// Where nothing is traced all integers are known; pybind11 has a quicker way to them, whose errors
+// are the expected ones.
+template <typename T>
+using Eager = std::conditional_t<std::is_same_v<T, c10::SymInt>, int64_t, T>;
+
 // The loss of `entry`, or the loss and lse where its last argument asks for both. The same
 // dispatcher op as that of torch.ops, without the several microseconds that torch.ops spends on
 // matching arguments to a schema.
 template <typename... Args>
 auto eager(Outputs (*entry)(Args...)) {
-  return [entry](Args... args) {
+  return [entry](Eager<Args>... args) {
     const Outputs out = [&] {
       const pybind11::gil_scoped_release no_gil;
       return entry(args...);

@@ -119,7 +119,7 @@ LayerGradients linear_cross_entropy_backward(const LinearCrossEntropyArgs& args,
 
 TORCH_LIBRARY(softreg_ext, m) {
   const std::string options =
-      "Tensor? weight, int reduction, int ignore_index, float label_smoothing, float z_loss, "
+      "Tensor? weight, int reduction, SymInt ignore_index, float label_smoothing, float z_loss, "
       "float logit_scale, float? softcap";
   const std::string arguments = "Tensor input, Tensor target, " + options + ", bool return_lse";
   const std::string results = "Tensor loss, Tensor lse, Tensor state, Tensor total_weight";

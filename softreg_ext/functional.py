@@ -112,6 +112,8 @@ def cross_entropy(
         NotImplementedError: logits of another dtype.
         RuntimeError: any other wrong dtype, shape, device, or value of a number.
     """
+    if type(ignore_index) is not int:
+        ignore_index = arguments.as_int("cross_entropy", "ignore_index", ignore_index)
     options = (ignore_index, label_smoothing, z_loss, logit_scale, softcap, return_lse)
     if has_torch_function_variadic(input, target, weight):
         return handle_torch_function(

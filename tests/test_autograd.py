@@ -1,8 +1,7 @@
-"""Derivatives of every order and kind, and the tracers, on the class-index op."""
+"""Derivatives of every order and kind, on the class-index op."""
 
 import itertools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ import torch.autograd.forward_ad as fwAD
 import torch.nn.functional as F
 from cases import check_changes_are_noticed, random_source
 from torch import Tensor
-from torch._dynamo import compiled_autograd
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, vmap
 from torch.library import opcheck
@@ -225,47 +223,3 @@ def test_meta_tensors() -> None:
     assert softreg_ext.cross_entropy(logits, target, reduction="none").shape == (6,)
     with pytest.raises(ValueError, match="batch size 6"):
         softreg_ext.cross_entropy(logits, target[:5])
-
-
-@pytest.mark.filterwarnings("ignore")  # the tracers warn of their own insides
-class TestTracers:
-    @pytest.mark.parametrize(
-        ("backend", "dynamic"),
-        [("aot_eager", False), ("aot_eager", True), ("inductor", True)],
-    )
-    def test_compile(
-        self, backend: str, dynamic: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-        torch._dynamo.reset()
-
-        def step(logits: Tensor, target: Tensor) -> Tensor:
-            return softreg_ext.CrossEntropyLoss(reduction="none")(logits * 2, target).sum()
-
-        compiled = torch.compile(step, backend=backend, dynamic=dynamic, fullgraph=True)
-        for rows in (5, 6, 7):
-            logits = torch.randn(rows, 40, requires_grad=True)
-            target = torch.arange(rows)
-            (ours,) = torch.autograd.grad(compiled(logits, target), logits)
-            (eager,) = torch.autograd.grad(step(logits, target), logits)
-            torch.testing.assert_close(ours, eager)
-
-    def test_compiled_autograd(self) -> None:
-        torch._dynamo.reset()
-        logits, target, _ = make_inputs(40)
-        leaf, traced = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-        softreg_ext.cross_entropy(leaf, target).backward()
-        with compiled_autograd._enable(torch.compile(backend="eager", fullgraph=True)):
-            softreg_ext.cross_entropy(traced, target).backward()
-        torch.testing.assert_close(traced.grad, leaf.grad)
-
-    def test_export_keeps_one_node(self) -> None:
-        class Net(torch.nn.Module):
-            def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-                return softreg_ext.cross_entropy(logits, target)
-
-        logits, target, _ = make_inputs(40)
-        program = torch.export.export(Net(), (logits, target))
-        calls = [node.target for node in program.graph.nodes if node.op == "call_function"]
-        assert calls[0] is OPS.cross_entropy_forward.default
-        torch.testing.assert_close(program.module()(logits, target), Net()(logits, target))

@@ -3,6 +3,7 @@
 import math
 from typing import Any, ClassVar
 
+import numpy as np
 import oracle
 import pytest
 import torch
@@ -370,6 +371,10 @@ REFUSED_LIKE_TORCH = [
     ("smoothing a str", (LOGITS, TARGET), {"label_smoothing": "a"}, "label_smoothing .* 'a'"),
     ("ignore_index too large", (LOGITS, TARGET), {"ignore_index": 2**70}, "ignore_index"),
     ("ignore_index a float", (LOGITS, TARGET), {"ignore_index": 1.5}, "ignore_index .* 1.5"),
+    ("ignore_index a bool", (LOGITS, TARGET), {"ignore_index": False}, "ignore_index .* False"),
+    ("ignore_index NumPy's", (LOGITS, TARGET), {"ignore_index": np.float32(1)}, r"index .*\(1.0"),
+    ("ignore_index a tensor", (LOGITS, TARGET), {"ignore_index": torch.ones(1)}, "index .*tensor"),
+    ("ignore_index two", (LOGITS, TARGET), {"ignore_index": TARGET[:2]}, "index .*tensor"),
     ("input a list", ([1.0], TARGET), {}, r"input .* \[1.0\]"),
     ("target a list", (LOGITS, [1]), {}, r"target .* \[1\]"),
     ("weight a list", (LOGITS, TARGET, [1.0]), {}, r"weight .* \[1.0\]"),
@@ -415,6 +420,12 @@ def test_deprecated_reduction_arguments(size_average: bool | None, reduce: bool 
     options = {"size_average": size_average, "reduce": reduce}
     ours = softreg_ext.cross_entropy(LOGITS, TARGET, **options)
     torch.testing.assert_close(ours, F.cross_entropy(LOGITS, TARGET, **options))
+
+
+@pytest.mark.filterwarnings("ignore:reduction='elementwise_mean' is deprecated")
+def test_deprecated_reduction() -> None:
+    ours = softreg_ext.cross_entropy(LOGITS, TARGET, reduction="elementwise_mean")
+    torch.testing.assert_close(ours, F.cross_entropy(LOGITS, TARGET))
 
 
 class Tagged(Tensor):

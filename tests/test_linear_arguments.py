@@ -16,6 +16,7 @@ BAD: list[tuple[type[Exception], str, dict[str, Any]]] = [
     (TypeError, "linear_weight must be a Tensor, but got 3", {"linear_weight": 3}),
     (TypeError, "linear_bias must be a Tensor", {"linear_bias": [1.0]}),
     (TypeError, "label_smoothing must be a float", {"label_smoothing": "a"}),
+    (TypeError, "ignore_index must be an int, but got False", {"ignore_index": False}),
     (ValueError, "reduction must be 'none', 'mean' or 'sum', but got 'max'", {"reduction": "max"}),
     (RuntimeError, r"got \[37, 1, 6\]", {"input": torch.zeros(ROWS, 1, FEATURES)}),
     (

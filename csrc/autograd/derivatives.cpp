@@ -59,7 +59,7 @@ at::Tensor take(torch::autograd::AutogradContext* ctx, const char* name) {
 
 CrossEntropyOptions saved_options(torch::autograd::AutogradContext* ctx) {
   return {static_cast<Reduction>(ctx->saved_data["reduction"].toInt()),
-          ctx->saved_data["ignore_index"].toInt(),
+          ctx->saved_data["ignore_index"].toSymInt(),
           ctx->saved_data["label_smoothing"].toDouble(),
           ctx->saved_data["z_loss"].toDouble(),
           ctx->saved_data["logit_scale"].toDouble(),
