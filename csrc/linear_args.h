@@ -25,6 +25,13 @@ struct LinearCrossEntropyArgs : CrossEntropyOptions {
   bool has_weight() const { return weight.has_value() && weight->defined(); }
   bool has_probabilities() const { return at::isFloatingType(target.scalar_type()); }
 
+  template <typename Predicate>
+  bool any_tensor(const Predicate& predicate) const {
+    return predicate(input) || predicate(linear_weight) ||
+           (has_bias() && predicate(*linear_bias)) || predicate(target) ||
+           (has_weight() && predicate(*weight));
+  }
+
   c10::SymDimVector logits_shape() const {
     c10::SymDimVector shape(input.sym_sizes());
     shape.pop_back();
@@ -47,27 +54,46 @@ struct LinearCrossEntropyArgs : CrossEntropyOptions {
 using LayerGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 using Wanted = std::array<bool, 3>;
 
+struct LinearForwardWithGradientOutputs : ForwardOutputs {
+  LayerGradients gradients;
+};
+
+inline auto results(LinearForwardWithGradientOutputs out) {
+  LayerGradients gradients = std::move(out.gradients);
+  return std::tuple_cat(results(static_cast<ForwardOutputs&&>(out)), std::move(gradients));
+}
+
 using LinearForwardImplementation = ForwardOutputs(const LinearCrossEntropyArgs&);
-// Those that are not wanted have no elements.
+// Gradients that are not wanted have no elements. The first: with the logits computed once, for the
+// upstream gradient `grad_loss` of a reduced loss.
+using LinearForwardWithGradientImplementation =
+    LinearForwardWithGradientOutputs(const LinearCrossEntropyArgs&, double grad_loss, Wanted);
 using LinearBackwardImplementation = LayerGradients(const LinearCrossEntropyArgs&,
                                                     const CrossEntropyGradArgs&, Wanted);
 
-// What is registered for the ops; `more`: float_logits, of those that are told.
-template <auto* implementation, typename... More>
+// What is registered for the ops; `told`: float_logits and what follows it, of those that are.
+template <auto* implementation, typename... Told>
 auto linear_forward_entry(const at::Tensor& input, const at::Tensor& linear_weight,
                           const std::optional<at::Tensor>& linear_bias, const at::Tensor& target,
                           const std::optional<at::Tensor>& weight, int64_t reduction,
                           c10::SymInt ignore_index, double label_smoothing, double z_loss,
                           double logit_scale, std::optional<double> softcap, bool return_lse,
-                          More... more) {
+                          Told... told) {
   const CrossEntropyOptions options =
       packed_options(reduction, ignore_index, label_smoothing, z_loss, logit_scale, softcap);
-  return results(implementation(
-      {options, input, linear_weight, linear_bias, target, weight, return_lse, more...}));
+  const auto run = [&](bool float_logits = false, auto... more) {
+    return results(implementation(
+        {options, input, linear_weight, linear_bias, target, weight, return_lse, float_logits},
+        more...));
+  };
+  return run(told...);
 }
 
 template <LinearForwardImplementation implementation>
 constexpr auto* linear_chunks_entry = &linear_forward_entry<implementation, bool>;
+template <LinearForwardWithGradientImplementation implementation>
+constexpr auto* linear_with_gradient_entry =
+    &linear_forward_entry<implementation, bool, double, Wanted>;
 
 template <auto* implementation>
 auto linear_backward_entry(const at::Tensor& grad_loss, const std::optional<at::Tensor>& grad_lse,

@@ -305,9 +305,7 @@ LayerGradients linear_cross_entropy_backward_in_chunks(const LinearCrossEntropyA
   return sums.results();
 }
 
-}  // namespace
-
-LinearForwardWithGradientOutputs linear_cross_entropy_forward_with_gradient(
+LinearForwardWithGradientOutputs linear_cross_entropy_forward_with_gradient_in_chunks(
     const LinearCrossEntropyArgs& args, double grad_loss, Wanted wanted) {
   check_chunks(args);
   check_labels_of_all_rows(args);
@@ -320,9 +318,13 @@ LinearForwardWithGradientOutputs linear_cross_entropy_forward_with_gradient(
   return {std::move(out), sums.results()};
 }
 
+}  // namespace
+
 TORCH_LIBRARY_IMPL(softreg_ext, CompositeExplicitAutograd, m) {
   m.impl("linear_cross_entropy_forward",
          linear_chunks_entry<linear_cross_entropy_forward_in_chunks>);
+  m.impl("linear_cross_entropy_forward_with_gradient",
+         linear_with_gradient_entry<linear_cross_entropy_forward_with_gradient_in_chunks>);
   m.impl("linear_cross_entropy_backward",
          &linear_backward_entry<linear_cross_entropy_backward_in_chunks>);
 }

@@ -20,13 +20,4 @@ struct NoAutocast {
   c10::impl::ExcludeDispatchKeyGuard guard{c10::autocast_dispatch_keyset};
 };
 
-struct LinearForwardWithGradientOutputs : ForwardOutputs {
-  LayerGradients gradients;
-};
-
-// The reduced loss, and its gradients for the upstream gradient `grad_loss`, with the logits
-// computed once for both. Below autograd.
-LinearForwardWithGradientOutputs linear_cross_entropy_forward_with_gradient(
-    const LinearCrossEntropyArgs& args, double grad_loss, Wanted wanted);
-
 }  // namespace softreg

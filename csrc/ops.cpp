@@ -21,6 +21,8 @@ using CorrectionSchema =
 using LinearSchema = decltype(linear_forward_entry<linear_cross_entropy>);
 using LinearForwardSchema =
     std::remove_pointer_t<decltype(linear_chunks_entry<linear_cross_entropy_forward>)>;
+using LinearWithGradientSchema = std::remove_pointer_t<
+    decltype(linear_with_gradient_entry<linear_cross_entropy_forward_with_gradient>)>;
 using LinearBackwardSchema = decltype(linear_backward_entry<linear_cross_entropy_backward>);
 
 template <typename Schema>
@@ -47,21 +49,18 @@ auto call_backward(const c10::TypedOperatorHandle<Schema>& op, const CrossEntrop
 }
 
 template <typename Schema, typename... More>
-ForwardOutputs call_linear_forward(const c10::TypedOperatorHandle<Schema>& op,
-                                   const LinearCrossEntropyArgs& args, const More&... more) {
-  auto [loss, lse, state, total_weight] =
-      op.call(args.input, args.linear_weight, args.linear_bias, args.target, args.weight,
-              static_cast<int64_t>(args.reduction), args.ignore_index, args.label_smoothing,
-              args.z_loss, args.logit_scale, args.optional_softcap(), args.return_lse, more...);
-  return {std::move(loss), std::move(lse), std::move(state), std::move(total_weight)};
+auto call_linear_forward(const c10::TypedOperatorHandle<Schema>& op,
+                         const LinearCrossEntropyArgs& args, const More&... more) {
+  return op.call(args.input, args.linear_weight, args.linear_bias, args.target, args.weight,
+                 static_cast<int64_t>(args.reduction), args.ignore_index, args.label_smoothing,
+                 args.z_loss, args.logit_scale, args.optional_softcap(), args.return_lse, more...);
 }
 
 }  // namespace
 
 ForwardOutputs cross_entropy_forward(const CrossEntropyArgs& args) {
   static const auto op = find_op<ForwardSchema>("softreg_ext::cross_entropy_forward");
-  auto [loss, lse, state, total_weight] = call_forward(op, args);
-  return {std::move(loss), std::move(lse), std::move(state), std::move(total_weight)};
+  return std::make_from_tuple<ForwardOutputs>(call_forward(op, args));
 }
 
 ForwardWithGradientOutputs cross_entropy_forward_with_gradient(const CrossEntropyArgs& args,
@@ -99,12 +98,22 @@ void cross_entropy_correction(const CrossEntropyArgs& args, const CrossEntropyGr
 
 ForwardOutputs linear_cross_entropy(const LinearCrossEntropyArgs& args) {
   static const auto op = find_op<LinearSchema>("softreg_ext::linear_cross_entropy");
-  return call_linear_forward(op, args);
+  return std::make_from_tuple<ForwardOutputs>(call_linear_forward(op, args));
 }
 
 ForwardOutputs linear_cross_entropy_forward(const LinearCrossEntropyArgs& args) {
   static const auto op = find_op<LinearForwardSchema>("softreg_ext::linear_cross_entropy_forward");
-  return call_linear_forward(op, args, args.float_logits);
+  return std::make_from_tuple<ForwardOutputs>(call_linear_forward(op, args, args.float_logits));
+}
+
+LinearForwardWithGradientOutputs linear_cross_entropy_forward_with_gradient(
+    const LinearCrossEntropyArgs& args, double grad_loss, Wanted wanted) {
+  static const auto op =
+      find_op<LinearWithGradientSchema>("softreg_ext::linear_cross_entropy_forward_with_gradient");
+  auto [loss, lse, state, total_weight, of_input, of_weight, of_bias] =
+      call_linear_forward(op, args, args.float_logits, grad_loss, wanted);
+  return {{std::move(loss), std::move(lse), std::move(state), std::move(total_weight)},
+          {std::move(of_input), std::move(of_weight), std::move(of_bias)}};
 }
 
 LayerGradients linear_cross_entropy_backward(const LinearCrossEntropyArgs& args,
@@ -144,10 +153,14 @@ TORCH_LIBRARY(softreg_ext, m) {
   define("linear_cross_entropy(" + linear_arguments + ") -> (" + results + ")");
   define("linear_cross_entropy_forward(" + linear_arguments + ", bool float_logits) -> (" +
          results + ")");
+  const std::string gradients =
+      "Tensor grad_input, Tensor grad_linear_weight, Tensor grad_linear_bias";
+  define("linear_cross_entropy_forward_with_gradient(" + linear_arguments +
+         ", bool float_logits, float grad_loss, bool[3] wanted) -> (" + results + ", " + gradients +
+         ")");
   define("linear_cross_entropy_backward(" + upstream + layer +
          "Tensor state, Tensor total_weight, " + options +
-         ", bool float_logits, bool[3] wanted) -> (Tensor grad_input, Tensor grad_linear_weight, "
-         "Tensor grad_linear_bias)");
+         ", bool float_logits, bool[3] wanted) -> (" + gradients + ")");
 }
 
 }  // namespace softreg

@@ -16,6 +16,7 @@ BackwardImplementation cross_entropy_grad_target;
 CorrectionImplementation cross_entropy_correction;
 LinearForwardImplementation linear_cross_entropy;  // whole or in chunks
 LinearForwardImplementation linear_cross_entropy_forward;
+LinearForwardWithGradientImplementation linear_cross_entropy_forward_with_gradient;
 LinearBackwardImplementation linear_cross_entropy_backward;
 
 }  // namespace softreg

@@ -68,10 +68,11 @@ def linear_cross_entropy(
     time and spare that sum where they are all there are.
     Half types are multiplied as float32, some classes at a time, on processors that have no
     instructions for them, where :func:`torch.mm` takes item by item.
-    On a CPU and for "mean" and "sum" the forward pass computes the gradients ``g W`` and
-    ``g^T x`` too while the logits are there, which are held until ``backward()``; else, and when
-    ``return_lse`` is asked for or under ``torch.compile``, the backward pass computes the logits
-    again.
+    For "mean" and "sum" a forward pass that records gradients computes ``g W`` and ``g^T x`` too
+    while the logits are there, and holds them until ``backward()``; on a GPU and under
+    ``torch.compile`` that pass multiplies them by the gradient of the loss. The backward pass
+    computes the logits again for "none", with ``return_lse``, and for float16 on a GPU or under
+    ``torch.compile``.
 
     Under autocast the layer has the lower precision, and the loss is in float32. All logits are
     there at a time under ``torch.func`` transforms and forward-mode AD, for second derivatives, and

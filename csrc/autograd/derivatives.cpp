@@ -36,6 +36,12 @@ bool is_ordinary(const at::Tensor& x) {
 
 bool has_modes() { return c10::impl::TorchDispatchModeTLS::any_modes_set(); }
 
+bool is_traced() {
+  using Mode = c10::impl::TorchDispatchModeKey;
+  const auto& get_mode = c10::impl::TorchDispatchModeTLS::get_mode;
+  return get_mode(Mode::PROXY).has_value() || get_mode(Mode::FUNCTIONAL).has_value();
+}
+
 bool packs_what_is_saved() { return at::SavedTensorDefaultHooks::get_hooks().has_value(); }
 
 void save(torch::autograd::AutogradContext* ctx, const CrossEntropyOptions& options) {

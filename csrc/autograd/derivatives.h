@@ -16,6 +16,7 @@ bool needs_grad(const at::Tensor& x);
 // Memory on a CPU or a GPU and nothing else: no subclass, no fake.
 bool is_ordinary(const at::Tensor& x);
 bool has_modes();  // of Python, which see every op
+bool is_traced();  // to make a graph of the ops, as torch.compile does
 // Who packs what is saved, to offload it or to compute it anew, expects it to be little.
 bool packs_what_is_saved();
 

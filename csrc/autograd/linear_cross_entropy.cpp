@@ -3,14 +3,13 @@
 #include <ATen/autocast_mode.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/full.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include "autograd/derivatives.h"
-#include "autograd/upstream_guess.h"
+#include "autograd/early_layer_gradients.h"
 #include "checks.h"
 #include "layer_products.h"
 #include "linear_cross_entropy.h"
@@ -52,15 +51,8 @@ LayerGradients linear_cross_entropy_backward_composite(const LinearCrossEntropyA
                 : none};
 }
 
-template <typename Predicate>
-bool any_tensor(const LinearCrossEntropyArgs& args, const Predicate& predicate) {
-  return predicate(args.input) || predicate(args.linear_weight) ||
-         (args.has_bias() && predicate(*args.linear_bias)) || predicate(args.target) ||
-         (args.has_weight() && predicate(*args.weight));
-}
-
 bool needs_all_logits(const LinearCrossEntropyArgs& args) {
-  return any_tensor(args, needs_composite) || needs_grad(args.target) ||
+  return args.any_tensor(needs_composite) || needs_grad(args.target) ||
          (args.has_weight() && needs_grad(*args.weight));
 }
 
@@ -77,55 +69,6 @@ bool gains_from_chunks(const LinearCrossEntropyArgs& args) {
   const int64_t item_bytes = c10::elementSize(args.logits_type());
   return *rows * *in_row * item_bytes > few_bytes(args.input) ||
          widens_products(*rows, *in_row, args.input);
-}
-
-// Never destroyed: threads may outlive the library's statics.
-UpstreamGuess& guess() {
-  static UpstreamGuess& on_cpu = *new UpstreamGuess(c10::kCPU);
-  return on_cpu;
-}
-
-// What the upstream gradient of a loss that is recorded now is expected to be, if the gradients are
-// to be computed with it: not where they would be sums over rows of unlike factors, nor where a
-// host does not see at once whether the guess was right, nor where these are not all there is to a
-// call. None that the loss's dtype does not hold.
-std::optional<double> expected_upstream(const LinearCrossEntropyArgs& args) {
-  const bool is_not_ordinary =
-      any_tensor(args, [](const at::Tensor& x) { return !is_ordinary(x); });
-  const bool gains = args.input.is_cpu() && args.reduction != Reduction::kNone &&
-                     !args.return_lse && !is_not_ordinary && !has_modes() && !packs_what_is_saved();
-  const auto upstream = gains ? guess().upstream() : std::nullopt;
-  const auto held = [&] {
-    return at::full({}, *upstream, at::kDouble).to(loss_type(args)).item<double>();
-  };
-  return upstream && held() == *upstream ? upstream : std::nullopt;
-}
-
-// Those that wait for the backward pass. Given away once: whoever gets them may add to them in
-// place. `upstream`: what they were computed for.
-void save_early(AutogradContext* ctx, const LayerGradients& gradients, double upstream) {
-  const auto& [of_input, of_weight, of_bias] = gradients;
-  guess().add_waiting(of_weight);
-  ctx->saved_data["early_grad_input"] = of_input;
-  ctx->saved_data["early_grad_weight"] = of_weight;
-  ctx->saved_data["early_grad_bias"] = of_bias;
-  ctx->saved_data["early_gradient_upstream"] = upstream;
-}
-
-// None where they did not wait, or are of no use. The guess is told of every backward pass.
-std::optional<LayerGradients> take_early(AutogradContext* ctx, const at::Tensor& grad_loss) {
-  const LayerGradients gradients{take(ctx, "early_grad_input"), take(ctx, "early_grad_weight"),
-                                 take(ctx, "early_grad_bias")};
-  const at::Tensor& of_weight = std::get<1>(gradients);
-  guess().remove_waiting(of_weight);
-  if (!of_weight.defined() || at::GradMode::is_enabled() || needs_composite(grad_loss) ||
-      !is_ordinary(grad_loss)) {
-    return std::nullopt;
-  }
-  const auto upstream = grad_loss.item<double>();
-  const bool was_right = upstream == ctx->saved_data["early_gradient_upstream"].toDouble();
-  guess().came(upstream, was_right);
-  return was_right ? std::make_optional(gradients) : std::nullopt;
 }
 
 class LinearCrossEntropyFunction : public torch::autograd::Function<LinearCrossEntropyFunction> {
@@ -196,7 +139,7 @@ ForwardOutputs linear_cross_entropy_forward_autograd(const LinearCrossEntropyArg
   if (needs_all_logits(args)) {
     return linear_cross_entropy_forward_composite(args);
   }
-  if (!any_tensor(args, needs_grad)) {
+  if (!args.any_tensor(needs_grad)) {
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
     return linear_cross_entropy_forward(args);
   }
@@ -214,7 +157,7 @@ LayerGradients linear_cross_entropy_backward_autograd(const LinearCrossEntropyAr
   const auto is_differentiated = [](const at::Tensor& x) {
     return x.defined() && (needs_grad(x) || needs_composite(x));
   };
-  if (any_tensor(args, is_differentiated) || is_differentiated(grad.grad_loss) ||
+  if (args.any_tensor(is_differentiated) || is_differentiated(grad.grad_loss) ||
       (grad.has_grad_lse() && is_differentiated(*grad.grad_lse))) {
     return linear_cross_entropy_backward_composite(args, grad, wanted);
   }

@@ -48,15 +48,24 @@ ForwardOutputs linear_cross_entropy_forward_meta(const LinearCrossEntropyArgs& a
   return empty_forward_outputs(args.with_logits(placeholder_logits(args)));
 }
 
-LayerGradients linear_cross_entropy_backward_meta(const LinearCrossEntropyArgs& args,
-                                                  const CrossEntropyGradArgs& grad, Wanted wanted) {
-  check_chunks(args, grad);
+LayerGradients empty_gradients(const LinearCrossEntropyArgs& args, Wanted wanted) {
   const auto empty = [&](bool is_wanted, const at::Tensor& like) {
     return is_wanted ? at::empty_symint(like.sym_sizes(), like.options())
                      : at::empty({0}, args.input.options());
   };
   return {empty(wanted[0], args.input), empty(wanted[1], args.linear_weight),
           empty(wanted[2], wanted[2] ? *args.linear_bias : args.input)};
+}
+
+LinearForwardWithGradientOutputs linear_cross_entropy_forward_with_gradient_meta(
+    const LinearCrossEntropyArgs& args, double, Wanted wanted) {
+  return {linear_cross_entropy_forward_meta(args), empty_gradients(args, wanted)};
+}
+
+LayerGradients linear_cross_entropy_backward_meta(const LinearCrossEntropyArgs& args,
+                                                  const CrossEntropyGradArgs& grad, Wanted wanted) {
+  check_chunks(args, grad);
+  return empty_gradients(args, wanted);
 }
 
 }  // namespace
@@ -70,6 +79,8 @@ TORCH_LIBRARY_IMPL(softreg_ext, Meta, m) {
   m.impl("cross_entropy_grad_target", &backward_entry<cross_entropy_grad_target_meta>);
   m.impl("cross_entropy_correction", correction_entry<cross_entropy_correction_meta>);
   m.impl("linear_cross_entropy_forward", linear_chunks_entry<linear_cross_entropy_forward_meta>);
+  m.impl("linear_cross_entropy_forward_with_gradient",
+         linear_with_gradient_entry<linear_cross_entropy_forward_with_gradient_meta>);
   m.impl("linear_cross_entropy_backward",
          &linear_backward_entry<linear_cross_entropy_backward_meta>);
 }
