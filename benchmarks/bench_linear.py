@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from measure import peak_bytes, summary, timings
+from measure import assert_right, peak_bytes, summary, timings
 from surroundings import RESULTS, heading, surroundings
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -162,7 +162,7 @@ def measure(size: Size, threads: int, seconds: float) -> Iterator[dict[str, Any]
     for name, loss in losses.items():
         call = call_of(loss, layer, MODES[-1])
         wrong[name] = errors(call(), exact)
-        assert max(wrong[name]) <= size.allowed_error(), f"{size}: {name} is wrong by {wrong[name]}"
+        assert_right(size, name, wrong[name], size.allowed_error())
         once[name] = seconds_of(call)
     del exact, wide
     slow = {name: took for name, took in once.items() if took > seconds and name != OURS}

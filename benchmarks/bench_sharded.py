@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
-from measure import summary
+from measure import assert_right, in_turns, summary
 from surroundings import RESULTS, heading, surroundings
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
@@ -68,18 +68,18 @@ PEERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def largest_error(loss: Tensor, shards: DTensor, logits: Tensor, target: Tensor) -> float:
-    """Of loss and gradient, as parts of the largest exact value."""
+def errors(loss: Tensor, shards: DTensor, logits: Tensor, target: Tensor) -> list[float]:
+    """The largest of the loss and of its gradient, as parts of the largest exact value."""
     exact_logits = logits.double().requires_grad_()
     exact = F.cross_entropy(exact_logits, target)
     (exact_grad,) = torch.autograd.grad(exact, exact_logits)
     assert isinstance(loss, DTensor)
     assert isinstance(shards.grad, DTensor)
     pairs = ((loss, exact.detach()), (shards.grad, exact_grad))
-    return max(
+    return [
         float((found.full_tensor().double() - right).abs().max() / right.abs().max())
         for found, right in pairs
-    )
+    ]
 
 
 def measure(size: Size, rounds: int) -> list[dict[str, Any]]:
@@ -93,21 +93,22 @@ def measure(size: Size, rounds: int) -> list[dict[str, Any]]:
     logits = (3 * torch.randn(size.rows, size.classes, generator=generator)).to(size.dtype)
     target = torch.randint(size.classes, (size.rows,), generator=generator)
     shards = distribute_tensor(logits, mesh, [Shard(1)]).requires_grad_()
-    wrong: dict[str, float] = {}
-    times: dict[str, list[float]] = {name: [] for name in PEERS}
+    wrong: dict[str, list[float]] = {}
     for name, peer in PEERS.items():
         shards.grad = None
-        wrong[name] = largest_error(peer(shards, target).detach(), shards, logits, target)
+        wrong[name] = errors(peer(shards, target).detach(), shards, logits, target)
         allowed = 3e-5 if size.dtype == torch.float32 else 8 * torch.finfo(size.dtype).eps
-        assert wrong[name] <= allowed, f"{size}: {name} is wrong by {wrong[name]}"
-    for _ in range(rounds):
-        for name, peer in PEERS.items():
-            shards.grad = None
-            dist.barrier()
-            begin = time.perf_counter()
-            peer(shards, target)
-            dist.barrier()
-            times[name].append(time.perf_counter() - begin)
+        assert_right(size, name, wrong[name], allowed)
+
+    def seconds_of(name: str) -> float:
+        shards.grad = None
+        dist.barrier()
+        begin = time.perf_counter()
+        PEERS[name](shards, target)
+        dist.barrier()
+        return time.perf_counter() - begin
+
+    times = in_turns(list(PEERS), seconds_of, rounds)  # in one order on all processes
     return [
         {
             "size": f"{size.rows}x{size.classes}",
@@ -115,7 +116,7 @@ def measure(size: Size, rounds: int) -> list[dict[str, Any]]:
             "processes": dist.get_world_size(),
             "peer": name,
             **summary(times[name]),
-            "largest_error": wrong[name],
+            "largest_error": max(wrong[name]),
         }
         for name in PEERS
     ]

@@ -92,8 +92,9 @@ def allowed_error(inputs: Inputs) -> float:
     return 64 * torch.finfo(inputs.logits.dtype).eps
 
 
-def assert_right(cell: Cell, name: str, found: tuple[float, float], allowed: float) -> None:
-    assert all(error <= allowed for error in found), f"{cell}: {name} is wrong by {found}"
+def assert_right(size: object, name: str, found: Iterable[float], allowed: float) -> None:
+    """Not even a NaN is allowed."""
+    assert all(error <= allowed for error in found), f"{size}: {name} is wrong by {found}"
 
 
 def peak_bytes(call: Callable[[], Any]) -> int:
@@ -115,14 +116,14 @@ def peak_bytes(call: Callable[[], Any]) -> int:
     return (kilobytes("VmHWM") - before) * 1024
 
 
-def quantile(sorted_times: list[float], part: float) -> float:
-    return sorted_times[round(part * (len(sorted_times) - 1))]
+def quantile(times: list[float], part: float) -> float:
+    return sorted(times)[round(part * (len(times) - 1))]
 
 
 def timings(
     calls: dict[str, Callable[[], Any]], threads: int, seconds: float, untimed_calls: int = 0
 ) -> dict[str, list[float]]:
-    """Seconds a call, sorted: the calls take turns, in an order drawn for each round.
+    """Seconds a call: the calls take turns, in an order drawn for each round.
 
     `untimed_calls`: with which a turn begins, where what the last peer left in memory that they
     share is not to be timed.
@@ -146,14 +147,14 @@ def timings(
 def in_turns(
     order: list[str], seconds_of: Callable[[str], float], rounds: float
 ) -> dict[str, list[float]]:
-    """Timings by name, sorted: all take turns, in an order drawn for each round."""
+    """Timings by name: all take turns, in an order drawn for each round."""
     times: dict[str, list[float]] = {name: [] for name in order}
     draw = random.Random(0)
     for _ in range(min(MOST_ROUNDS, max(LEAST_ROUNDS, int(rounds)))):
         draw.shuffle(order)
         for name in order:
             times[name].append(seconds_of(name))
-    return {name: sorted(values) for name, values in times.items()}
+    return times
 
 
 def summary(times: list[float]) -> dict[str, float]:

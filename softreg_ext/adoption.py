@@ -73,6 +73,9 @@ class Patch:
     """What `patch` returns: holds the patch until its ``with`` block ends, or `unpatch`."""
 
     def __enter__(self) -> "Patch":
+        with _lock:
+            _active.add(self)
+            F.cross_entropy = _patched
         return self
 
     def __exit__(
@@ -103,16 +106,13 @@ def patch() -> Patch:
     that are not on the CPU, tensor subclasses, other dtypes, a weight that requires grad, a
     negative smoothing. Only calls by way of the module are changed (``F.cross_entropy(...)``, as in
     ``nn.CrossEntropyLoss`` and in most libraries): a name imported from it before stays the
-    original's, and code that ``torch.compile`` has already compiled stays as it is.
+    original's, and code that ``torch.compile`` has already compiled stays as it is. TorchScript
+    cannot compile ``nn.CrossEntropyLoss`` once it has seen the fused op in it.
 
     Returns:
         A context manager that undoes this call.
     """
-    with _lock:
-        handle = Patch()
-        _active.add(handle)
-        F.cross_entropy = _patched
-    return handle
+    return Patch().__enter__()
 
 
 def unpatch() -> None:

@@ -1,6 +1,7 @@
 """What the losses have to say about the types of their arguments."""
 
 import sys
+import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeGuard
 
 import numpy as np
@@ -10,6 +11,22 @@ from torch.nn import _reduction as _Reduction
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
+
+
+def legacy_reduction(size_average: bool | None, reduce: bool | None) -> str:
+    """What the two deprecated arguments mean together, with PyTorch's warning.
+
+    Spelled out, for torch.compile cannot trace PyTorch's own function.
+    """
+    means = size_average is None or size_average
+    reduction = "none" if reduce is not None and not reduce else "mean" if means else "sum"
+    if not torch.compiler.is_compiling():
+        warnings.warn(
+            "size_average and reduce args will be deprecated, "
+            f"please use reduction='{reduction}' instead.",
+            stacklevel=3,
+        )
+    return reduction
 
 
 def reduction_code(op: str, reduction: object) -> int:
@@ -35,18 +52,20 @@ def _complain(op: str, name: str, expected: str, value: object) -> NoReturn:
 def as_int(op: str, name: str, value: Any) -> int:
     """What passes for an ``int`` with PyTorch: no bool, but NumPy's and tensors of one integer.
 
+    Returns:
+        An int, or a SymInt.
+
     Raises:
         TypeError: it is none.
     """
-    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
-        return value  # type: ignore[return-value]  # which a SymInt stands for
-    one: Any = torch.as_tensor(value) if isinstance(value, (np.integer, np.ndarray)) else value
-    is_int = isinstance(one, Tensor) and not (
-        one.is_floating_point() or one.is_complex() or one.dtype == torch.bool
-    )
-    if not is_int or one.numel() != 1:
+    if isinstance(value, Tensor):
+        is_one = value.numel() == 1
+    else:
+        is_one = isinstance(value, (np.integer, np.ndarray)) and value.ndim == 0
+    found = value.item() if is_one else value  # to a tracer a symbol, which int() would fix
+    if isinstance(found, bool) or not isinstance(found, (int, torch.SymInt)):
         _complain(op, name, "an int", value)
-    return int(one)
+    return found  # type: ignore[return-value]
 
 
 def is_dtensor(x: object) -> "TypeGuard[DTensor]":

@@ -4,7 +4,6 @@ from typing import Literal, overload
 
 import torch
 from torch import Tensor
-from torch.nn import _reduction as _Reduction
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import arguments
@@ -128,7 +127,7 @@ def cross_entropy(
             **arguments.Options(*options)._asdict(),
         )
     if size_average is not None or reduce is not None:
-        reduction = _Reduction.legacy_get_string(size_average, reduce)
+        reduction = arguments.legacy_reduction(size_average, reduce)
     if type(input) is not Tensor and arguments.is_dtensor(input):
         from . import sharded
 
@@ -137,7 +136,7 @@ def cross_entropy(
             input, target, weight, reduction=reduction, **named
         )
     reduction_code = arguments.reduction_code("cross_entropy", reduction)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or type(ignore_index) is not int:
         # A graph holds the dispatcher's op; the pybind11 entry is opaque to the tracer.
         loss, lse, *_ = torch.ops.softreg_ext.cross_entropy_forward(
             input, target, weight, reduction_code, *options

@@ -135,7 +135,7 @@ def linear_cross_entropy(
         )
     reduction_code = arguments.reduction_code("linear_cross_entropy", reduction)
     given = (input, linear_weight, linear_bias, target, weight, reduction_code, *options)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or type(ignore_index) is not int:
         loss, lse, *_ = torch.ops.softreg_ext.linear_cross_entropy(*given)
         return (loss, lse) if return_lse else loss
     try:

@@ -67,6 +67,12 @@ def check_same_bits_for_any_thread_count(logits: Tensor, target: Tensor) -> None
         assert torch.equal(grad, results[0][1])
 
 
+def mean_divides_by(target: Tensor, weight: Tensor | None, ignore_index: int) -> float:
+    counted = target[target != ignore_index].long()
+    total = counted.numel() if weight is None else float(weight[counted].sum(dtype=torch.double))
+    return total if total > 0 else 1.0
+
+
 def check_against_torch(
     logits: Tensor, target: Tensor, grad_output: Tensor | None = None, **options: Any
 ) -> None:
@@ -78,8 +84,8 @@ def check_against_torch(
         exact = oracle.cross_entropy(logits, target, grad_output=upstream, **options)
         unit = 1.0 if upstream is None or not upstream.numel() else float(upstream.abs().max())
         unit *= 1.0 if weight is None else float(weight.max())
-        if options.get("reduction") == "mean":
-            unit /= max(1.0, float((target != options.get("ignore_index", -100)).sum()))
+        if options.get("reduction", "mean") == "mean":
+            unit /= mean_divides_by(target, weight, options.get("ignore_index", -100))
         draws.append(oracle.Draw(ours[1], torchs[1], exact.grad, unit))
     oracle.assert_as_accurate(oracle.Draw(ours[0], torchs[0], exact.loss))
     oracle.assert_as_accurate(*draws)

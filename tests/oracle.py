@@ -94,8 +94,16 @@ class Draw:
             return 0.0, 0.0
         size = np.abs(self.exact).max() if self.unit is None else self.unit
         rounding = torch.finfo(self.ours.dtype).eps * size
-        errors = [np.abs(extended(x) - self.exact).max() for x in (self.ours, self.torchs)]
+        errors = [largest_error(extended(x), self.exact) for x in (self.ours, self.torchs)]
         return tuple(float(e / rounding) if e > 0 else 0.0 for e in errors)
+
+
+def largest_error(found: np.ndarray, exact: np.ndarray) -> float:
+    """Infinite where one of the two is no number and the other is not the same."""
+    are_same = (found == exact) | (np.isnan(found) & np.isnan(exact))
+    with np.errstate(invalid="ignore"):
+        errors = np.where(are_same, 0, np.abs(found - exact))
+    return float(np.where(np.isnan(errors), np.inf, errors).max())
 
 
 def assert_as_accurate(*draws: Draw) -> None:

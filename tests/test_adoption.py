@@ -41,6 +41,14 @@ def is_fused(*args: Any, **kwargs: Any) -> bool:
     return any("softreg_ext" in name for name in calls.names)
 
 
+def test_a_handle_used_again() -> None:
+    handle = softreg_ext.patch()
+    for _ in range(2):
+        with handle:
+            assert F.cross_entropy is not ORIGINAL
+        assert F.cross_entropy is ORIGINAL
+
+
 def test_function_and_module() -> None:
     expected = nn.CrossEntropyLoss(label_smoothing=0.1)(LOGITS, TARGET)
     assert not is_fused(LOGITS, TARGET)

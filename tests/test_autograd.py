@@ -193,6 +193,28 @@ def test_changed_logits_are_noticed() -> None:
     check_changes_are_noticed(logits, target)
 
 
+@pytest.mark.parametrize("linear", [False, True])
+def test_saved_tensors_packed_as_less(linear: bool) -> None:
+    def packed(x: Tensor) -> Tensor:
+        return x.bfloat16() if x.is_floating_point() else x
+
+    def unpacked(x: Tensor) -> Tensor:
+        return x.float() if x.is_floating_point() else x
+
+    input, target = torch.randn(64, 64).requires_grad_(), torch.arange(64)
+    weight = torch.randn(30000, 64) / 8  # of more logits than are there at a time
+    with torch.autograd.graph.saved_tensors_hooks(packed, unpacked):
+        if linear:
+            loss = softreg_ext.linear_cross_entropy(input, weight, target)
+        else:
+            loss = softreg_ext.cross_entropy(input, target)
+        loss.backward()
+    expected = F.cross_entropy(input @ weight.T if linear else input, target)
+    (gradient,) = torch.autograd.grad(expected, input)
+    assert input.grad is not None
+    assert (input.grad - gradient).abs().max() < 0.02 * gradient.abs().max()
+
+
 def test_no_graph_without_gradients() -> None:
     logits, target, _ = make_inputs(40)
     assert softreg_ext.cross_entropy(logits, target).grad_fn is None

@@ -20,6 +20,11 @@ def wrong(input: Tensor, weight: Tensor, target: Tensor) -> Tensor:
     return bench_linear.eager(input, weight, target) * 1.001
 
 
+def no_number(input: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    loss = bench_linear.eager(input, weight, target)
+    return loss + 0 * (loss - loss.detach()).sqrt()  # its gradient is NaN, and it is not
+
+
 def with_peer(monkeypatch: pytest.MonkeyPatch, **peers: bench_linear.Loss) -> None:
     ours = {"softreg_ext": softreg_ext.linear_cross_entropy}
     monkeypatch.setattr(bench_linear, "peers", lambda: {**ours, **peers})
@@ -65,8 +70,11 @@ def test_a_slow_peer_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "| slow |" in bench_linear.report(rows, {})
 
 
-def test_wrong_peers_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    with_peer(monkeypatch, wrong=wrong)
+@pytest.mark.parametrize("peer", [wrong, no_number])
+def test_wrong_peers_are_not_timed(
+    peer: bench_linear.Loss, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_peer(monkeypatch, wrong=peer)
     with pytest.raises(AssertionError, match="6x4x5: wrong is wrong by"):
         next(bench_linear.measure(SMALL, 1, 0.01))
 

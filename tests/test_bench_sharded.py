@@ -21,6 +21,10 @@ def test_report(tmp_path: Path) -> None:
     assert [row["peer"] for row in rows] == list(PEERS)
     assert all(float(row["median_s"]) > 0 and row["torch"] == torch.__version__ for row in rows)
     assert all(0 < float(row["largest_error"]) < 1e-5 for row in rows)
+    assert all(
+        float(row["lower_quartile_s"]) <= float(row["median_s"]) <= float(row["upper_quartile_s"])
+        for row in rows
+    )
     lines = (tmp_path / "sharded.md").read_text().splitlines()
     table = [line.split(" | ") for line in lines if line.startswith("| 64x1000")]
     for line, row in zip(table, rows, strict=True):

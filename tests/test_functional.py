@@ -330,7 +330,7 @@ class TestLabelOutOfRange:
             )
 
     def test_as_ignore_index(self, classes: int, label: int, smoothing: float) -> None:
-        logits, target, _ = make_case(40, classes, torch.float32)
+        logits, target, _ = make_case(400, classes, torch.float32)  # of few, the errors are luck
         target[30] = label
         check_against_torch(logits, target, ignore_index=label, label_smoothing=smoothing)
 
@@ -374,6 +374,7 @@ REFUSED_LIKE_TORCH = [
     ("ignore_index a bool", (LOGITS, TARGET), {"ignore_index": False}, "ignore_index .* False"),
     ("ignore_index NumPy's", (LOGITS, TARGET), {"ignore_index": np.float32(1)}, r"index .*\(1.0"),
     ("ignore_index a tensor", (LOGITS, TARGET), {"ignore_index": torch.ones(1)}, "index .*tensor"),
+    ("ignore_index an array", (LOGITS, TARGET), {"ignore_index": np.array([1])}, "index .*array"),
     ("ignore_index two", (LOGITS, TARGET), {"ignore_index": TARGET[:2]}, "index .*tensor"),
     ("input a list", ([1.0], TARGET), {}, r"input .* \[1.0\]"),
     ("target a list", (LOGITS, [1]), {}, r"target .* \[1\]"),

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch._dynamo import compiled_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.func import grad
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import softreg_ext
 from softreg_ext import cross_entropy, linear_cross_entropy
@@ -120,6 +122,24 @@ class TestSizesKnownAtRunTime:
         for n in (3, 6):
             torch.testing.assert_close(program(x, y, torch.tensor(n)), cross_entropy(x[:n], y[:n]))
 
+    def test_classes_under_transforms(self) -> None:
+        def step(x: Tensor, y: Tensor, chosen: Tensor, smoothing: float) -> Tensor:
+            return grad(cross_entropy)(x[:, chosen], y, label_smoothing=smoothing)
+
+        x, y = torch.randn(6, 5), torch.arange(6) % 3
+        compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
+        for smoothing in (0.0, 0.1):
+            chosen = torch.arange(5) < 3 + 10 * smoothing
+            ours, eager = (f(x, y, chosen, smoothing) for f in (compiled, step))
+            torch.testing.assert_close(ours, eager)
+
+
+@pytest.mark.parametrize("options", [{"size_average": False}, {"reduce": False}], ids=str)
+def test_deprecated_arguments(options: dict[str, bool]) -> None:
+    x, y = make_inputs()
+    compiled = torch.compile(cross_entropy, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, y, **options), cross_entropy(x, y, **options))
+
 
 class TestIgnoreIndex:
     losses: ClassVar[list[Any]] = [
@@ -140,6 +160,27 @@ class TestIgnoreIndex:
             torch.testing.assert_close(*both)
             torch.testing.assert_close(*(torch.autograd.grad(loss, x) for loss in both))
         assert counter.frame_count == 2  # with the first for a constant
+
+    @pytest.mark.parametrize("loss", losses)
+    @pytest.mark.parametrize("mode", ["symbolic", "fake"])
+    def test_make_fx(self, loss: Any, mode: str) -> None:
+        def step(x: Tensor, y: Tensor, ignored: Any) -> Tensor:
+            return loss(x, y, ignore_index=ignored)
+
+        x, y = torch.randn(6, 5), torch.arange(6) % 5
+        kind: Any = int if mode == "symbolic" else torch.tensor
+        graph = make_fx(step, tracing_mode=mode, _allow_non_fake_inputs=True)(x, y, kind(2))
+        torch.testing.assert_close(graph(x, y, kind(3)), step(x, y, 3))
+
+    @pytest.mark.parametrize("loss", losses)
+    def test_export(self, loss: Any) -> None:
+        class Step(torch.nn.Module):
+            def forward(self, x: Tensor, y: Tensor, ignored: Tensor) -> Tensor:
+                return loss(x, y, ignore_index=ignored)
+
+        x, y = torch.randn(6, 5), torch.arange(6) % 5
+        program = torch.export.export(Step(), (x, y, torch.tensor(2))).module()
+        torch.testing.assert_close(program(x, y, torch.tensor(3)), loss(x, y, ignore_index=3))
 
     @pytest.mark.parametrize("loss", losses)
     @pytest.mark.parametrize("ignored", [np.int64(1), np.array(1), torch.tensor(1)], ids=repr)

@@ -48,9 +48,9 @@ struct Coefficients {
       probabilities = target.eq(numbers).to(type).masked_fill(ignored, 0);
       row_weight = (probabilities * weight).sum({dim}, /*keepdim=*/true);
     }
-    const double smoothing = args.label_smoothing;
-    per_class = weight * ((1 - smoothing) * probabilities +
-                          smoothing / classes.guard_int(__FILE__, __LINE__));
+    const at::Tensor evenly =
+        at::scalar_tensor(args.label_smoothing, options.dtype(at::kDouble)) / classes;
+    per_class = weight * ((1 - args.label_smoothing) * probabilities + evenly);
     if (ignored.defined()) {
       per_class = per_class.masked_fill(ignored, 0);
     }
@@ -104,8 +104,9 @@ ForwardOutputs cross_entropy_forward_composite(const CrossEntropyArgs& args) {
   const at::Tensor lse = args.return_lse ? y.logsumexp({dim}) : at::empty({0}, y.options());
   const at::Tensor logits = (args.return_lse ? y : counted).detach();
   // Of no classes there is none.
-  at::Tensor max = logits.sym_size(dim) == 0 ? logits.sum({dim}, /*keepdim=*/true)
-                                             : logits.amax({dim}, /*keepdim=*/true);
+  const bool has_none = logits.sym_size(dim).sym_eq(0).guard_or_false(__FILE__, __LINE__);
+  at::Tensor max =
+      has_none ? logits.sum({dim}, /*keepdim=*/true) : logits.amax({dim}, /*keepdim=*/true);
   max = max.masked_fill(max.eq(-INFINITY), 0);
   std::vector<at::Tensor> state = {max.reshape({-1}),
                                    (logits - max).exp().sum({dim}).reshape({-1})};
