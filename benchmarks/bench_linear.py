@@ -95,6 +95,7 @@ def peers() -> dict[str, Loss]:
     torch._dynamo.reset()
     found: dict[str, Loss] = {
         OURS: softreg_ext.linear_cross_entropy,
+        "softreg_ext, compiled": torch.compile(softreg_ext.linear_cross_entropy, dynamic=False),
         "softreg_ext, two ops": apart,
         "eager": eager,
         "compiled": torch.compile(eager, dynamic=False),
