@@ -145,6 +145,11 @@ def library_key(facts: dict[str, object]) -> str:
     return digest.hexdigest()
 
 
+def version_of(text: str) -> tuple[int, ...]:
+    """Major and minor."""
+    return tuple(int(number) for number in re.findall(r"\d+", text)[:2])
+
+
 def dependencies(torch_version: str | None) -> list[str]:
     """Run-time requirements; `torch_version` ties a wheel to the torch minor it is built for."""
     always = ["numpy", "tqdm", "matplotlib", "pillow"]
@@ -170,6 +175,11 @@ def main() -> None:
     import torch
     from torch.utils import cpp_extension
 
+    if version_of(torch.__version__) < version_of(MINIMUM_TORCH):
+        raise SystemExit(
+            f"softreg_ext needs torch {MINIMUM_TORCH} or newer, but found {torch.__version__}: "
+            "pip install --upgrade torch"
+        )
     cuda_home = find_cuda_home(cpp_extension.CUDA_HOME)
     cuda = plan_cuda(torch.version.cuda, nvcc_release(cuda_home), dict(os.environ))
     print(f"softreg_ext: CUDA kernels {'on' if cuda.enabled else 'off'}: {cuda.reason}")

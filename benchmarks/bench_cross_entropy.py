@@ -8,7 +8,6 @@ On the CPU the quick grid follows, on each kernel set below the one that this pr
 """
 
 import argparse
-import csv
 import json
 import os
 import subprocess
@@ -20,20 +19,20 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import arguments
 import gpu_measure
 import gpu_report
 import report
 from cells import Cell, gpu_grid, grid
 from measure import measure
-from report import read_table
-from surroundings import RESULTS, lesser_kernel_sets, surroundings, why_no_gpu
+from report import read_table, write_table
+from surroundings import lesser_kernel_sets, surroundings, why_no_gpu
 from tqdm import tqdm
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
+def parse(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a few cells, two minutes")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder (default: %(default)s)")
     parser.add_argument(
         "--seconds", type=float, default=1.0, help="for a mode of a cell (default: %(default)s)"
     )
@@ -46,11 +45,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--minutes", type=float, help="with --device cuda: no cell begins later")
-    given = parser.parse_args(arguments)
-    if given.seconds <= 0:
-        parser.error(f"--seconds must be positive, but got {given.seconds}")
-    if min(given.threads) < 1:
-        parser.error(f"--threads must be positive, but got {min(given.threads)}")
+    given = arguments.parse(parser, words, "seconds", "threads")
     if given.minutes is not None and (given.device == "cpu" or given.minutes <= 0):
         parser.error(f"--minutes is positive and of --device cuda, but got {given.minutes}")
     if given.device == "cuda" and (missing := why_no_gpu()):
@@ -70,13 +65,6 @@ def with_kernels(name: str, given: argparse.Namespace) -> list[dict[str, Any]]:
         return read_table(Path(folder, "cross_entropy.csv"))
 
 
-def write_table(table: Path, rows: list[dict[str, Any]]) -> None:
-    with table.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 class Plan(NamedTuple):
     """What a run is of: cells, how one becomes rows, and who reports them."""
 
@@ -94,9 +82,8 @@ def plan(given: argparse.Namespace) -> Plan:
     return Plan(cells, partial(measure, seconds=given.seconds), report, "cross_entropy.csv")
 
 
-def main(arguments: list[str] | None = None) -> None:
-    given = parse(arguments)
-    given.out.mkdir(parents=True, exist_ok=True)
+def main(words: list[str] | None = None) -> None:
+    given = parse(words)
     cells, rows_of, reporter, name = plan(given)
     table = given.out / name
     constant = surroundings(given.device)

@@ -8,17 +8,17 @@ is timed once, forward + backward.
 """
 
 import argparse
-import csv
 import os
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
+import arguments
 import torch
 import torch.nn.functional as F
 from measure import assert_right, peak_bytes, summary, timings
-from surroundings import RESULTS, heading, surroundings
+from report import OURS, write_table
+from surroundings import heading, surroundings
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -26,7 +26,6 @@ import softreg_ext
 
 MODES = ("forward", "forward + backward")
 PRODUCTS = "three products"
-OURS = "softreg_ext"
 
 
 class Size(NamedTuple):
@@ -219,27 +218,18 @@ def report(rows: list[dict[str, Any]], where: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one small size")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seconds", type=float, default=20.0, help="for a mode of a size")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder (default: %(default)s)")
-    given = parser.parse_args(arguments)
-    for name in ("threads", "seconds"):
-        if getattr(given, name) <= 0:
-            parser.error(f"--{name} must be positive, but got {getattr(given, name)}")
-    given.out.mkdir(parents=True, exist_ok=True)
+    given = arguments.parse(parser, words, "threads", "seconds")
     where = surroundings()
     rows: list[dict[str, Any]] = []
     sizes = SIZES + (BFLOAT16_SIZES if has_bfloat16() else ())
     for size in tqdm(QUICK_SIZES if given.quick else sizes, unit="size"):
         rows += measure(size, given.threads, given.seconds)
-        table = [{**row, **where} for row in rows]
-        with (given.out / "linear.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, table[0])
-            writer.writeheader()
-            writer.writerows(table)
+        write_table(given.out / "linear.csv", [{**row, **where} for row in rows])
         text = report(rows, {"threads": given.threads, **where})
         (given.out / "linear.md").write_text(text)
     print(text)

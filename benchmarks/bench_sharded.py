@@ -7,7 +7,6 @@ begin and end each call together; loss and gradient of each are held against flo
 """
 
 import argparse
-import csv
 import os
 import tempfile
 import time
@@ -15,12 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import arguments
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 from measure import assert_right, in_turns, summary
-from surroundings import RESULTS, heading, surroundings
+from report import OURS, write_table
+from surroundings import heading, surroundings
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
@@ -37,7 +38,6 @@ class Size(NamedTuple):
 
 SIZES = (Size(1024, 32000), Size(1024, 32000, torch.bfloat16), Size(512, 128256))
 QUICK_SIZES = (Size(64, 1000),)
-OURS = "softreg_ext"
 
 
 def with_loss_parallel(logits: Tensor, target: Tensor) -> Tensor:
@@ -154,27 +154,19 @@ def run(rank: int, given: argparse.Namespace, store: str) -> None:
             print(f"{size.rows}x{size.classes} {size.dtype} measured", flush=True)
     if rank == 0:
         where = surroundings()
-        with (given.out / "sharded.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, [*rows[0], *where])
-            writer.writeheader()
-            writer.writerows({**row, **where} for row in rows)
+        write_table(given.out / "sharded.csv", [{**row, **where} for row in rows])
         text = report(rows, where)
         (given.out / "sharded.md").write_text(text)
         print(text)
     dist.destroy_process_group()
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one small size")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=21)
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder (default: %(default)s)")
-    given = parser.parse_args(arguments)
-    for name in ("processes", "rounds"):
-        if getattr(given, name) <= 0:
-            parser.error(f"--{name} must be positive, but got {getattr(given, name)}")
-    given.out.mkdir(parents=True, exist_ok=True)
+    given = arguments.parse(parser, words, "processes", "rounds")
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(run, (given, str(Path(folder) / "store")), nprocs=given.processes)
 

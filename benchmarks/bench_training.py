@@ -7,12 +7,12 @@ One seed and one batch order for the three; they take turns, an epoch each. Writ
 
 import argparse
 import copy
-import csv
-from pathlib import Path
 from statistics import median
 
+import arguments
 import torch
-from surroundings import RESULTS, surroundings
+from report import write_table
+from surroundings import surroundings
 from torch import nn
 
 import softreg_ext
@@ -47,21 +47,16 @@ def train_all(dataset: FashionData, epochs: int) -> dict[str, Trainee]:
     return trainees
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder (default: %(default)s)")
-    given = parser.parse_args(arguments)
-    for name in ("epochs", "threads"):
-        if getattr(given, name) < 1:
-            parser.error(f"--{name} must be positive, but got {getattr(given, name)}")
+    given = arguments.parse(parser, words, "epochs", "threads")
     torch.set_num_threads(given.threads)
     dataset = load_dataset()
     trainees = train_all(dataset, given.epochs)
     comparison = Comparison.of(trainees)
 
-    given.out.mkdir(parents=True, exist_ok=True)
     path = given.out / "training.csv"
     rows = [
         {
@@ -77,10 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
         }
         for name, trainee in trainees.items()
     ]
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(path, rows)
     for row in rows:
         print(f"{row['loop']:22} {row['step_us']:10.1f} us a step {row['epoch_s']:9.3f} s an epoch")
     print(path)

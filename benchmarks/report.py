@@ -126,6 +126,13 @@ def read_table(table: Path) -> list[Row]:
         return list(csv.DictReader(file))
 
 
+def write_table(table: Path, rows: list[Row]) -> None:
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def write_report(
     table: Path, markdown: Any = markdown, chart: Any = chart, alt: str = "Ratios"
 ) -> list[Path]:

@@ -59,7 +59,7 @@ class Comparison:
         return cls(
             histories={name: trainee.history[: len(epochs)] for name, trainee in trainees.items()},
             step_seconds={
-                name: median(result.train_seconds for result in trainee.history)
+                name: median(result.train_seconds for result in trainee.history[: len(epochs)])
                 / len(trainee.train_iter)
                 for name, trainee in trainees.items()
             },

@@ -76,7 +76,8 @@ def cross_entropy(
     for "none" sharded as the rows are, else replicated. Of classes that are shared out each process
     reads its own, and three numbers a row travel; there are first derivatives only, and a NaN in an
     ignored row reaches that row's gradient. For probabilities and smoothed labels the classes are
-    gathered first.
+    gathered first. A label out of range in a DTensor that shares rows out is an error of the
+    processes that have its row, for which the others wait.
 
     Args:
         input: logits, shape (N, C), (N, C, d1, ..., dK) or (C); float32, float64, bfloat16 or

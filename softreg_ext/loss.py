@@ -1,7 +1,6 @@
 """The losses as modules."""
 
 import math
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +25,6 @@ class CrossEntropyLoss(_WeightedLoss):
         size_average: deprecated; with ``reduce``, overrides ``reduction`` as in PyTorch.
         reduce: deprecated.
     """
-
-    __constants__: ClassVar[list[str]] = ["ignore_index", "label_smoothing", "reduction"]
 
     def __init__(
         self,
@@ -82,8 +79,6 @@ class LinearCrossEntropyLoss(_WeightedLoss):
         label_smoothing: in [0, 1].
         z_loss, logit_scale, softcap: see :func:`softreg_ext.cross_entropy`.
     """
-
-    __constants__: ClassVar[list[str]] = ["ignore_index", "label_smoothing", "reduction"]
 
     def __init__(
         self,

@@ -1,6 +1,5 @@
 """From a picture file to garment names."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -45,23 +44,20 @@ def load_image(path: str | Path, invert: InvertChoice = "auto") -> Tensor:
 
 
 @torch.no_grad()
-def rank_classes(
-    net: nn.Module, image: Tensor, top: int = 3, class_names: Sequence[str] = CLASS_NAMES
-) -> list[tuple[str, float]]:
+def rank_classes(net: nn.Module, image: Tensor, top: int = 3) -> list[tuple[str, float]]:
     """Names the classes that `net` finds most probable.
 
     Args:
         net: Maps images to logits.
         image: ``(1, 28, 28)`` float, as `load_image` gives it.
         top: How many classes.
-        class_names: Names of the classes.
 
     Returns:
         Names and probabilities, the most probable first.
     """
     probabilities = net(image.unsqueeze(0)).softmax(1)[0]
     values, classes = probabilities.topk(top)
-    names = [class_names[index] for index in classes.tolist()]
+    names = [CLASS_NAMES[index] for index in classes.tolist()]
     return list(zip(names, values.tolist(), strict=True))
 
 
@@ -69,20 +65,37 @@ def _open_gray(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             upright = ImageOps.exif_transpose(image)
-            if upright.has_transparency_data:
+            if upright.mode == "F" or upright.mode.startswith("I"):
+                upright = Image.fromarray(_as_bytes(upright))
+            elif upright.has_transparency_data:
                 # Cut-outs are meant for a white page.
                 upright = upright.convert("RGBA")
                 page = Image.new("RGBA", upright.size, "white")
                 upright = Image.alpha_composite(page, upright)
-            elif upright.mode.startswith("I;16"):
-                # convert() would clip sixteen bits at 255 instead of scaling them.
-                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
             return upright.convert("L")
     except FileNotFoundError as error:
         raise ImageError(f"image {path}: no such file") from error
     # Pillow's decoders answer damage with whatever exception the damage leads to.
     except Exception as error:
         raise ImageError(f"image {path}: cannot be decoded: {error}") from error
+
+
+def _as_bytes(image: Image.Image) -> np.ndarray:
+    """Gray of more than eight bits, which convert() would clip at 255 instead of scaling it.
+
+    From 0 to the least of 255, 65535 and, of floats, 1 that holds all pixels; where none does, the
+    pixels' own range.
+    """
+    pixels = np.asarray(image, dtype=np.float64)
+    if not np.isfinite(pixels).all():
+        raise ImageError("not all of its pixels are numbers")
+    black, white = pixels.min(), pixels.max()
+    is_wide = image.mode.startswith("I;16")
+    scales = (65535,) if is_wide else (1, 255, 65535) if image.mode == "F" else (255, 65535)
+    whites = [scale for scale in scales if black >= 0 and white <= scale]
+    if whites:
+        black, white = 0, whites[0]
+    return np.rint((pixels - black) * (255 / max(white - black, 1e-300))).astype(np.uint8)
 
 
 def _border_level(gray: Image.Image) -> int:

@@ -2,10 +2,12 @@
 
 import json
 import math
+import os
 import platform
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -64,13 +66,24 @@ class RunFolder:
         return folder
 
     def save_model(self, net: nn.Module) -> None:
-        """Writes ``model.pt``: a state dict of CPU tensors."""
-        torch.save({name: value.cpu() for name, value in net.state_dict().items()}, self.model)
+        """Writes ``model.pt``: a state dict of CPU tensors.
+
+        Raises:
+            RunError: It cannot be written; what was there before is left.
+        """
+        state = {name: value.cpu() for name, value in net.state_dict().items()}
+        with _replacing(self.model) as path:
+            torch.save(state, path)
 
     def save_metrics(self, facts: Mapping[str, Any]) -> None:
-        """Writes ``metrics.json``; NaN and infinities become null."""
+        """Writes ``metrics.json``; NaN and infinities become null.
+
+        Raises:
+            RunError: It cannot be written; what was there before is left.
+        """
         text = json.dumps(_json_safe(facts), indent=2, allow_nan=False)
-        self.metrics.write_text(text + "\n", encoding="utf-8")
+        with _replacing(self.metrics) as path:
+            path.write_text(text + "\n", encoding="utf-8")
 
     def load_metrics(self) -> dict[str, Any]:
         """Reads ``metrics.json``.
@@ -110,11 +123,40 @@ class RunFolder:
             raise RunError(f"run folder {self.path}: holds no {path.name}")
 
 
-def fresh_path() -> Path:
-    """``runs/<time>``, or the like, that does not exist yet."""
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A file to write, which takes the place of `path` when it is whole.
+
+    Raises:
+        RunError: It cannot be written.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        yield part
+        os.replace(part, path)
+    except (OSError, RuntimeError) as error:  # the latter is what torch.save has for a full disk
+        raise RunError(f"{path}: cannot be written: {error}") from error
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def make_fresh() -> Path:
+    """Makes ``runs/<time>``, or the like, a folder that did not exist.
+
+    Raises:
+        RunError: It cannot.
+    """
     base = Path("runs", time.strftime("%Y%m%d-%H%M%S"))
-    candidates = chain([base], (base.with_name(f"{base.name}-{n}") for n in count(2)))
-    return next(path for path in candidates if not path.exists())
+    for path in chain([base], (base.with_name(f"{base.name}-{n}") for n in count(2))):
+        try:
+            path.mkdir(parents=True)
+            break
+        except FileExistsError:  # one of the same second
+            continue
+        except OSError as error:
+            raise RunError(f"run folder {path}: cannot be written: {error}") from error
+    return path
 
 
 def versions() -> dict[str, str]:

@@ -18,7 +18,7 @@ from .interrupt import Interrupt
 from .loss import CrossEntropyLoss
 from .model import SoftmaxRegression
 from .progress import Progress, comparison_line, results_table
-from .runs import RunFolder, fresh_path, versions
+from .runs import RunFolder, make_fresh, versions
 from .training import EpochResult, RunningMetrics
 
 LOSSES: Mapping[str, type[nn.Module]] = {"fused": CrossEntropyLoss, "torch": nn.CrossEntropyLoss}
@@ -53,7 +53,7 @@ def run_training(args: argparse.Namespace) -> int:
     dataset = load_dataset(args.data, args.data_dir)
     title = f"{dataset.name} (drawn, NOT Fashion-MNIST)" if dataset.is_synthetic else dataset.name
     print(f"dataset: {title} from {dataset.source}")
-    folder = RunFolder.create(args.out or fresh_path())
+    folder = RunFolder.create(args.out or make_fresh())
 
     torch.manual_seed(args.seed)
     net = SoftmaxRegression().to(device)

@@ -1,8 +1,6 @@
 """Tables as the benchmarks write them, made by hand."""
 
-import csv
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 OURS_PEAK, OTHERS_PEAK = 50 << 20, 200 << 20
@@ -24,11 +22,3 @@ def rows_of(
         for mode in modes
         for peer, median in seconds.items()
     ]
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    return path

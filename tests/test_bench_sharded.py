@@ -8,7 +8,8 @@ from pathlib import Path
 import bench_sharded
 import pytest
 import torch
-from bench_sharded import PEERS, RESULTS
+from bench_sharded import PEERS
+from surroundings import RESULTS
 
 
 def test_report(tmp_path: Path) -> None:

@@ -96,7 +96,8 @@ def table(path: Path, *kernels: str) -> Path:
         for name in kernels or ["k"]
         for row in tables.rows_of(measure.MODES, times, about, {**here, "kernels": name})
     ]
-    return tables.write(path, rows)
+    report.write_table(path, rows)
+    return path
 
 
 def test_report(tmp_path: Path) -> None:

@@ -43,6 +43,14 @@ def test_difference_is_the_largest_over_the_epochs() -> None:
     assert [len(history) for history in comparison.histories.values()] == [2, 2]
 
 
+def test_times_are_of_epochs_that_all_finished() -> None:
+    trainees = {"one": make_trainee(), "other": make_trainee()}
+    for seconds, *names in ((1.0, *trainees), (100.0, "one"), (100.0, "one")):
+        for name in names:
+            trainees[name].history.append(EpochResult(1, 0.5, 0, 0, seconds))
+    assert len(set(Comparison.of(trainees).step_seconds.values())) == 1
+
+
 def test_order_turns_round() -> None:
     trainees = {"one": make_trainee(), "other": make_trainee(lr=0.01)}
     order: list[tuple[str, int]] = []

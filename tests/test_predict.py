@@ -55,9 +55,29 @@ def test_transparent_cut_outs_lie_on_white(tmp_path: Path) -> None:
     assert image[14, 14] == 1 and image[0, 0] == 0
 
 
-def test_sixteen_bits_are_scaled(tmp_path: Path) -> None:
-    path = save(tmp_path / "deep.png", GARMENT.numpy().astype(np.uint16) * 257)
-    assert torch.equal(load_image(path)[0], GARMENT.div(255))
+FULL_RANGE = GARMENT.numpy().copy()
+FULL_RANGE[0, 0] = 255
+DEEP = {  # more than eight bits a pixel
+    "sixteen.png": FULL_RANGE.astype(np.uint16) * 257,
+    "sixteen.pgm": FULL_RANGE.astype(np.uint16) * 257,
+    "shares.tif": FULL_RANGE.astype(np.float32) / 255,
+    "bytes.tif": FULL_RANGE.astype(np.float32),
+    "wide.tif": FULL_RANGE.astype(np.int32) * 70000,
+    "signed.tif": FULL_RANGE.astype(np.float32) - 128,
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_deep_pictures_are_scaled(name: str, tmp_path: Path) -> None:
+    path = save(tmp_path / name, DEEP[name])
+    assert torch.equal(load_image(path)[0], torch.from_numpy(FULL_RANGE).div(255))
+
+
+def test_deep_pictures_of_one_shade(tmp_path: Path) -> None:
+    assert not load_image(save(tmp_path / "black.tif", np.zeros((28, 28), np.float32))).any()
+    path = save(tmp_path / "nan.tif", np.full((28, 28), np.nan, np.float32))
+    with pytest.raises(ImageError, match=r"nan\.tif: .*not all of its pixels are numbers"):
+        load_image(path)
 
 
 def test_needles_fit(tmp_path: Path) -> None:

@@ -76,11 +76,33 @@ def test_damaged_parts_are_named(tmp_path: Path) -> None:
 def test_fresh_paths_do_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(runs.time, "strftime", lambda form: "now")
-    paths = []
-    for _ in range(3):
-        paths.append(runs.fresh_path())
-        paths[-1].mkdir(parents=True)
+    paths = [runs.make_fresh() for _ in range(3)]
     assert paths == [Path("runs/now"), Path("runs/now-2"), Path("runs/now-3")]
+    assert all(path.is_dir() for path in paths)
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path / "runs/now")
+    Path("runs").touch()
+    with pytest.raises(RunError, match="run folder runs/now: cannot be written"):
+        runs.make_fresh()
+
+
+def test_a_failed_write_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder.create(tmp_path)
+    folder.save_model(SoftmaxRegression())
+    folder.save_metrics({"epochs": 1})
+    before = folder.model.read_bytes()
+
+    def full(state: object, path: Path) -> None:
+        path.write_bytes(b"half of it")
+        raise RuntimeError("unexpected pos 768 vs 662")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(RunError, match=r"model\.pt: cannot be written: unexpected pos"):
+        folder.save_model(SoftmaxRegression())
+    assert folder.model.read_bytes() == before
+    assert sorted(tmp_path.iterdir()) == [folder.metrics, folder.model]
 
 
 def test_versions() -> None:

@@ -119,6 +119,12 @@ def test_a_wheel_is_tied_to_its_torch_and_an_sdist_is_not() -> None:
     assert not any("torchvision" in requirement for requirement in nightly)
 
 
+def test_versions_are_compared_as_numbers() -> None:
+    oldest = setup.version_of(build_backend.MINIMUM_TORCH)
+    assert setup.version_of("2.9.1") < oldest == setup.version_of("2.11.0+cu130")
+    assert setup.version_of("3.0.0a0") > oldest
+
+
 def test_torch_of_the_system_is_seen_where_the_environment_sees_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,6 @@ import socket
 import sys
 import warnings
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -59,7 +58,11 @@ def load_dataset(data: DataChoice = "auto", data_dir: str | Path | None = None) 
             raise ValueError(f"data_dir {str(data_dir)!r} cannot go with data 'synthetic'")
         return _load_synthetic()
     if data_dir is not None:
-        return _load_folder(Path(data_dir).expanduser())
+        try:
+            folder = Path(data_dir).expanduser()
+        except RuntimeError as error:  # there is no such user
+            raise DataError(f"{data_dir}: {error}") from error
+        return _load_folder(folder)
     try:
         return _search()
     except DataError as error:
@@ -75,9 +78,16 @@ def load_dataset(data: DataChoice = "auto", data_dir: str | Path | None = None) 
 
 
 def cache_dir() -> Path:
-    """The folder that downloads go to."""
+    """The folder that downloads go to.
+
+    Raises:
+        DataError: There is no home directory for it.
+    """
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "softreg_ext"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "softreg_ext"
+    except RuntimeError as error:
+        raise DataError(f"{error} XDG_CACHE_HOME may name a folder.") from error
 
 
 def _load_synthetic() -> FashionData:
@@ -92,12 +102,11 @@ def _load_synthetic() -> FashionData:
 
 def _search() -> FashionData:
     """Tries every way in turn; the error lists how each one failed."""
-    cache = cache_dir()
     failures = []
     for title, attempt in (
-        (f"cache folder {cache}", partial(_load_folder, cache)),
-        (f"system folder {SYSTEM_DIR}", partial(_load_folder, SYSTEM_DIR)),
-        ("download", partial(_download, cache)),
+        ("cache folder", lambda: _load_folder(cache_dir())),
+        ("system folder", lambda: _load_folder(SYSTEM_DIR)),
+        ("download", lambda: _download(cache_dir())),
     ):
         try:
             return attempt()
@@ -123,11 +132,15 @@ def _load_folder(folder: Path) -> FashionData:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
     nested = folder / _TORCHVISION_LAYOUT
-    place = nested if nested.is_dir() else folder
-    found = [_find_file(place, name) for name in _FILES]
-    missing = [name for name, path in zip(_FILES, found, strict=True) if path is None]
-    if missing:
-        raise DataError(f"{place}: missing {', '.join(missing)} (.gz or not)")
+    lacking = []
+    for place in (nested, folder) if nested.is_dir() else (folder,):
+        found = [_find_file(place, name) for name in _FILES]
+        missing = [name for name, path in zip(_FILES, found, strict=True) if path is None]
+        if not missing:
+            break
+        lacking.append(f"{place}: missing {', '.join(missing)} (.gz or not)")
+    else:
+        raise DataError("; ".join(lacking))
     train_images, train_labels, test_images, test_labels = filter(None, found)
     return FashionData(
         "fashion-mnist",

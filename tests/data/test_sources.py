@@ -82,6 +82,29 @@ def test_damaged_cache_is_passed_over(nowhere: Path) -> None:
     assert data.load_dataset("fashion-mnist").source == str(sources.SYSTEM_DIR)
 
 
+def test_an_unfinished_download_hides_nothing(nowhere: Path) -> None:
+    write_dataset(nowhere)
+    (nowhere / "FashionMNIST" / "raw").mkdir(parents=True)
+    assert data.load_dataset("fashion-mnist").source == str(nowhere)
+    (nowhere / FILES[0]).unlink()
+    with pytest.raises(data.DataError, match=rf"raw: missing .*; {nowhere}: missing {FILES[0]}"):
+        data.load_dataset(data_dir=nowhere)
+
+
+def test_no_home_directory(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(data.DataError, match=r"cache folder: .*XDG_CACHE_HOME may name a folder"):
+        data.load_dataset("fashion-mnist")
+    write_dataset(sources.SYSTEM_DIR)
+    assert data.load_dataset().source == str(sources.SYSTEM_DIR)
+    with pytest.raises(data.DataError, match="~nobody-of-that-name"):
+        data.load_dataset(data_dir="~nobody-of-that-name/data")
+
+
 def test_nothing_found_lists_every_way(nowhere: Path) -> None:
     with pytest.raises(data.DataError) as caught:
         data.load_dataset("fashion-mnist")
