@@ -224,6 +224,8 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seconds", type=float, default=20.0, help="for a mode of a size")
     given = arguments.parse(parser, words, "threads", "seconds")
+    # A graph that was kept may be of kernels that there were before.
+    os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
     where = surroundings()
     rows: list[dict[str, Any]] = []
     sizes = SIZES + (BFLOAT16_SIZES if has_bfloat16() else ())
