@@ -25,6 +25,12 @@ using LinearWithGradientSchema = std::remove_pointer_t<
     decltype(linear_with_gradient_entry<linear_cross_entropy_forward_with_gradient>)>;
 using LinearBackwardSchema = decltype(linear_backward_entry<linear_cross_entropy_backward>);
 
+ForwardOutputs forward_outputs(
+    std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> op_results) {
+  auto& [loss, lse, state, total_weight] = op_results;
+  return {std::move(loss), std::move(lse), std::move(state), std::move(total_weight)};
+}
+
 template <typename Schema>
 c10::TypedOperatorHandle<Schema> find_op(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Schema>();
@@ -60,7 +66,7 @@ auto call_linear_forward(const c10::TypedOperatorHandle<Schema>& op,
 
 ForwardOutputs cross_entropy_forward(const CrossEntropyArgs& args) {
   static const auto op = find_op<ForwardSchema>("softreg_ext::cross_entropy_forward");
-  return std::make_from_tuple<ForwardOutputs>(call_forward(op, args));
+  return forward_outputs(call_forward(op, args));
 }
 
 ForwardWithGradientOutputs cross_entropy_forward_with_gradient(const CrossEntropyArgs& args,
@@ -98,12 +104,12 @@ void cross_entropy_correction(const CrossEntropyArgs& args, const CrossEntropyGr
 
 ForwardOutputs linear_cross_entropy(const LinearCrossEntropyArgs& args) {
   static const auto op = find_op<LinearSchema>("softreg_ext::linear_cross_entropy");
-  return std::make_from_tuple<ForwardOutputs>(call_linear_forward(op, args));
+  return forward_outputs(call_linear_forward(op, args));
 }
 
 ForwardOutputs linear_cross_entropy_forward(const LinearCrossEntropyArgs& args) {
   static const auto op = find_op<LinearForwardSchema>("softreg_ext::linear_cross_entropy_forward");
-  return std::make_from_tuple<ForwardOutputs>(call_linear_forward(op, args, args.float_logits));
+  return forward_outputs(call_linear_forward(op, args, args.float_logits));
 }
 
 LinearForwardWithGradientOutputs linear_cross_entropy_forward_with_gradient(
