@@ -89,13 +89,14 @@ def _as_bytes(image: Image.Image) -> np.ndarray:
     pixels = np.asarray(image, dtype=np.float64)
     if not np.isfinite(pixels).all():
         raise ImageError("not all of its pixels are numbers")
-    black, white = pixels.min(), pixels.max()
+    black, white = float(pixels.min()), float(pixels.max())
     is_wide = image.mode.startswith("I;16")
     scales = (65535,) if is_wide else (1, 255, 65535) if image.mode == "F" else (255, 65535)
     whites = [scale for scale in scales if black >= 0 and white <= scale]
     if whites:
         black, white = 0, whites[0]
-    return np.rint((pixels - black) * (255 / max(white - black, 1e-300))).astype(np.uint8)
+    shades: np.ndarray = np.rint((pixels - black) * (255 / max(white - black, 1e-300)))
+    return shades.astype(np.uint8)
 
 
 def _border_level(gray: Image.Image) -> int:

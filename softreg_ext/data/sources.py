@@ -5,7 +5,7 @@ import os
 import socket
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -103,11 +103,12 @@ def _load_synthetic() -> FashionData:
 def _search() -> FashionData:
     """Tries every way in turn; the error lists how each one failed."""
     failures = []
-    for title, attempt in (
-        ("cache folder", lambda: _load_folder(cache_dir())),
-        ("system folder", lambda: _load_folder(SYSTEM_DIR)),
-        ("download", lambda: _download(cache_dir())),
-    ):
+    ways: dict[str, Callable[[], FashionData]] = {
+        "cache folder": lambda: _load_folder(cache_dir()),
+        "system folder": lambda: _load_folder(SYSTEM_DIR),
+        "download": lambda: _download(cache_dir()),
+    }
+    for title, attempt in ways.items():
         try:
             return attempt()
         except (DataError, OSError) as error:
