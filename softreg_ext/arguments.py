@@ -49,7 +49,7 @@ def _complain(op: str, name: str, expected: str, value: object) -> NoReturn:
     ) from None
 
 
-def as_int(op: str, name: str, value: Any) -> int:
+def index_of_ignored(op: str, value: Any) -> int:
     """What passes for an ``int`` with PyTorch: no bool, but NumPy's and tensors of one integer.
 
     Returns:
@@ -64,7 +64,7 @@ def as_int(op: str, name: str, value: Any) -> int:
         is_one = isinstance(value, (np.integer, np.ndarray)) and value.ndim == 0
     found = value.item() if is_one else value  # to a tracer a symbol, which int() would fix
     if isinstance(found, bool) or not isinstance(found, (int, torch.SymInt)):
-        _complain(op, name, "an int", value)
+        _complain(op, "ignore_index", "an int", value)
     return found  # type: ignore[return-value]
 
 

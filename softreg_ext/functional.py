@@ -113,7 +113,7 @@ def cross_entropy(
         RuntimeError: any other wrong dtype, shape, device, or value of a number.
     """
     if type(ignore_index) is not int:
-        ignore_index = arguments.as_int("cross_entropy", "ignore_index", ignore_index)
+        ignore_index = arguments.index_of_ignored("cross_entropy", ignore_index)
     options = (ignore_index, label_smoothing, z_loss, logit_scale, softcap, return_lse)
     if has_torch_function_variadic(input, target, weight):
         return handle_torch_function(

@@ -110,7 +110,7 @@ def linear_cross_entropy(
     if ignore_index is None:
         ignore_index = -100
     elif type(ignore_index) is not int:
-        ignore_index = arguments.as_int("linear_cross_entropy", "ignore_index", ignore_index)
+        ignore_index = arguments.index_of_ignored("linear_cross_entropy", ignore_index)
     options = (ignore_index, label_smoothing, z_loss, logit_scale, softcap, return_lse)
     if has_torch_function_variadic(input, linear_weight, target, linear_bias, weight):
         return handle_torch_function(

@@ -144,8 +144,7 @@ def _replacing(path: Path) -> Iterator[Path]:
 def make_fresh() -> Path:
     """Makes ``runs/<time>``, or the like, a folder that did not exist.
 
-    Raises:
-        RunError: It cannot.
+    Where it cannot be made, `RunFolder.create` of it says why.
     """
     base = Path("runs", time.strftime("%Y%m%d-%H%M%S"))
     for path in chain([base], (base.with_name(f"{base.name}-{n}") for n in count(2))):
@@ -154,8 +153,8 @@ def make_fresh() -> Path:
             break
         except FileExistsError:  # one of the same second
             continue
-        except OSError as error:
-            raise RunError(f"run folder {path}: cannot be written: {error}") from error
+        except OSError:
+            break
     return path
 
 

@@ -83,7 +83,7 @@ def test_fresh_paths_do_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path / "runs/now")
     Path("runs").touch()
     with pytest.raises(RunError, match="run folder runs/now: cannot be written"):
-        runs.make_fresh()
+        RunFolder.create(runs.make_fresh())
 
 
 def test_a_failed_write_leaves_what_was_there(

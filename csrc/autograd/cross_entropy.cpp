@@ -67,7 +67,7 @@ class CrossEntropyFunction : public torch::autograd::Function<CrossEntropyFuncti
   static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
     const variable_list saved = ctx->get_saved_variables();
     const at::Tensor &logits = saved[0], &target = saved[1], &state = saved[3];
-    const at::Tensor total_weight = saved[4].to(at::kDouble);  // hooks may have packed it as less
+    const at::Tensor total_weight = unpacked_double(saved[4]);
     const auto weight = saved[2].defined() ? std::make_optional(saved[2]) : std::nullopt;
     const CrossEntropyArgs args{saved_options(ctx), logits, target, weight};
     if (!grad_outputs[0].defined()) {

@@ -53,6 +53,10 @@ void save(torch::autograd::AutogradContext* ctx, const CrossEntropyOptions& opti
   ctx->saved_data["softcap"] = options.softcap;
 }
 
+at::Tensor unpacked_double(const at::Tensor& saved) {
+  return saved.scalar_type() == at::kDouble ? saved : saved.to(at::kDouble);
+}
+
 at::Tensor take(torch::autograd::AutogradContext* ctx, const char* name) {
   at::Tensor taken;
   const auto saved = ctx->saved_data.find(name);

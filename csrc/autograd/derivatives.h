@@ -21,6 +21,8 @@ bool is_traced();  // to make a graph of the ops, as torch.compile does
 bool packs_what_is_saved();
 
 void save(torch::autograd::AutogradContext* ctx, const CrossEntropyOptions& options);
+// What was saved in double, of which hooks may have packed less.
+at::Tensor unpacked_double(const at::Tensor& saved);
 // A tensor that was put into ctx->saved_data, for once; undefined where there is none.
 at::Tensor take(torch::autograd::AutogradContext* ctx, const char* name);
 CrossEntropyOptions saved_options(torch::autograd::AutogradContext* ctx);

@@ -124,7 +124,7 @@ class LinearCrossEntropyFunction : public torch::autograd::Function<LinearCrossE
     auto gradients = take_early(ctx, grad_outputs[0]);
     if (!gradients) {
       gradients = linear_cross_entropy_backward(
-          args, {grad_outputs[0], grad_lse, saved[5], saved[6].to(at::kDouble)}, wanted);
+          args, {grad_outputs[0], grad_lse, saved[5], unpacked_double(saved[6])}, wanted);
     }
     const auto [of_input, of_weight, of_bias] = *gradients;
     return {wanted[0] ? of_input : at::Tensor(),
