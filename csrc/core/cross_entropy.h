@@ -99,7 +99,7 @@ SOFTREG_INLINE RowGradient<F> with_lse_gradient(RowGradient<F> row, F grad_lse, 
 
 template <typename F>
 SOFTREG_INLINE F logit_gradient(F exp, F softmax_scale, F offset, F upstream) {
-  return (exp * softmax_scale - offset) * upstream;
+  return mul_sub(exp, softmax_scale, offset) * upstream;
 }
 
 template <typename F>

@@ -23,6 +23,10 @@ SOFTREG_INLINE float vmax(float best, float x) { return fmaxf(best, x); }
 SOFTREG_INLINE double vmax(double best, double x) { return fmax(best, x); }
 #endif
 
+// a b - c, rounded once; by a vector in the generic set, twice.
+SOFTREG_INLINE float mul_sub(float a, float b, float c) { return fmaf(a, b, -c); }
+SOFTREG_INLINE double mul_sub(double a, double b, double c) { return fma(a, b, -c); }
+
 SOFTREG_INLINE float vexp(float x) { return expf(x); }
 SOFTREG_INLINE double vexp(double x) { return exp(x); }
 

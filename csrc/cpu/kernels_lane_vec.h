@@ -63,6 +63,10 @@ SOFTREG_INLINE Pair<V> vtanh(const Pair<V>& x) {
   return {vtanh(x.low), vtanh(x.high)};
 }
 template <typename V>
+SOFTREG_INLINE Pair<V> mul_sub(const Pair<V>& a, const Pair<V>& b, const Pair<V>& c) {
+  return {mul_sub(a.low, b.low, c.low), mul_sub(a.high, b.high, c.high)};
+}
+template <typename V>
 SOFTREG_INLINE Pair<V> mul_add(const Pair<V>& a, const Pair<V>& b, const Pair<V>& c) {
   return {mul_add(a.low, b.low, c.low), mul_add(a.high, b.high, c.high)};
 }

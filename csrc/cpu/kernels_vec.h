@@ -59,6 +59,11 @@ SOFTREG_INLINE Vec<double> mul_add(Vec<double> a, Vec<double> b, Vec<double> c) 
   return at::vec::fmadd(a, b, c);
 }
 
+template <typename A>
+SOFTREG_INLINE Vec<A> mul_sub(Vec<A> a, Vec<A> b, Vec<A> c) {
+  return at::vec::fmsub(a, b, c);
+}
+
 // 2^(j / 2^kExp2Bits), less what j adds to the bits of a float when it is moved up as below: as
 // many as a register holds, where one instruction looks them up.
 #if defined(CPU_CAPABILITY_AVX512)

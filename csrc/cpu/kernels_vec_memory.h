@@ -54,6 +54,14 @@ SOFTREG_INLINE __m512i rounded_to_upper_half(Vec<float> x) {
   return _mm512_mask_add_epi32(bits, _mm512_cmp_ps_mask(x, x, _CMP_ORD_Q), bits, almost_half);
 }
 
+// The same in one instruction of processors that have it, for which this file is not compiled:
+// what is below 2^-126 becomes 0, as it does in exp.
+SOFTREG_INLINE __m512i rounded_at_once(__m512 a, __m512 b) {
+  __m512i both;
+  asm("vcvtne2ps2bf16 %1, %2, %0" : "=v"(both) : "v"(a), "v"(b));
+  return both;
+}
+
 // The upper halves of 32 items, 16 of a first register and 16 of a second.
 alignas(64) constexpr uint16_t kUpperHalves[] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21,
                                                  23, 25, 27, 29, 31, 33, 35, 37, 39, 41, 43,
@@ -64,7 +72,11 @@ alignas(64) constexpr uint16_t kUpperHalves[] = {1,  3,  5,  7,  9,  11, 13, 15,
 template <typename T>
 SOFTREG_INLINE at::vec::Vectorized<T> to_half_type(Vec<float> a, Vec<float> b) {
 #if defined(CPU_CAPABILITY_AVX512)
-  if constexpr (std::is_same_v<T, c10::BFloat16>) {  // two thirds of at::vec's instructions
+  if constexpr (std::is_same_v<T, c10::BFloat16>) {
+    if (__builtin_cpu_supports("avx512bf16")) {
+      return rounded_at_once(a, b);
+    }
+    // two thirds of at::vec's instructions
     return _mm512_permutex2var_epi16(rounded_to_upper_half(a), _mm512_load_si512(kUpperHalves),
                                      rounded_to_upper_half(b));
   }
