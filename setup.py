@@ -47,6 +47,8 @@ CXX_FLAGS = [
     ),
     *(f"-DSOFTREG_KERNELS_{name.upper()}" for name in KERNEL_FLAGS),
 ]
+# How many compilers run at a time.
+JOBS = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
 CUDA_ARCHS = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 
 
@@ -242,7 +244,7 @@ def main() -> None:
                     extra_postargs={"cxx": CXX_FLAGS + KERNEL_FLAGS[name], "nvcc": []},
                 )
 
-            with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
+            with ThreadPoolExecutor(JOBS) as pool:
                 for objects in pool.map(compile_kernels, KERNEL_FLAGS):
                     ext.extra_objects.extend(objects)
             super().build_extension(ext)
@@ -259,12 +261,14 @@ def main() -> None:
         and not path.match("cpu/kernels_*")
         and (cuda.enabled or path.parent.name != "cuda")
     ]
+    # The few CUDA sources take longest, an architecture at a time: jobs that are left share those.
+    nvcc_threads = max(1, JOBS // max(1, sum(source.endswith(".cu") for source in sources)))
     make_extension = cpp_extension.CUDAExtension if cuda.enabled else cpp_extension.CppExtension
     extension = make_extension(
         "softreg_ext._C",
         sources,
         include_dirs=[str(ROOT / "csrc")],
-        extra_compile_args={"cxx": CXX_FLAGS, "nvcc": ["-O3"]},
+        extra_compile_args={"cxx": CXX_FLAGS, "nvcc": ["-O3", f"--threads={nvcc_threads}"]},
         extra_link_args=["-fopenmp", "-s", *loaded_cxx_library()],
     )
     # Objects of one torch must not be taken for those of another: a build folder for each.
