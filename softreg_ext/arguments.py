@@ -68,6 +68,17 @@ def index_of_ignored(op: str, value: Any) -> int:
     return found  # type: ignore[return-value]
 
 
+def check_chunking(op: str, value: object) -> None:
+    """What PyTorch's linear_cross_entropy takes as ``options``.
+
+    Raises:
+        TypeError: it is none, which is anything where PyTorch has no such function.
+    """
+    known = getattr(torch.nn, "LinearCrossEntropyOptions", None)
+    if known is None or not isinstance(value, known):
+        _complain(op, "options", "a torch.nn.LinearCrossEntropyOptions or None", value)
+
+
 def is_dtensor(x: object) -> "TypeGuard[DTensor]":
     """Without loading what whoever has a DTensor has loaded."""
     module = sys.modules.get("torch.distributed.tensor")

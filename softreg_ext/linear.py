@@ -1,6 +1,6 @@
 """A linear layer and the loss of its output as a function."""
 
-from typing import Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 from torch import Tensor
@@ -8,6 +8,9 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import arguments
 from ._extension import _C
+
+if TYPE_CHECKING:
+    from torch.nn import LinearCrossEntropyOptions
 
 
 @overload
@@ -25,6 +28,7 @@ def linear_cross_entropy(
     logit_scale: float = ...,
     softcap: float | None = ...,
     return_lse: Literal[False] = ...,
+    options: "LinearCrossEntropyOptions | None" = ...,
 ) -> Tensor: ...
 @overload
 def linear_cross_entropy(
@@ -41,6 +45,7 @@ def linear_cross_entropy(
     logit_scale: float = ...,
     softcap: float | None = ...,
     return_lse: Literal[True],
+    options: "LinearCrossEntropyOptions | None" = ...,
 ) -> tuple[Tensor, Tensor]: ...
 def linear_cross_entropy(
     input: Tensor,
@@ -56,6 +61,7 @@ def linear_cross_entropy(
     logit_scale: float = 1.0,
     softcap: float | None = None,
     return_lse: bool = False,
+    options: "LinearCrossEntropyOptions | None" = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""Softmax cross-entropy of a linear layer's output, without all of its logits at a time.
 
@@ -94,6 +100,8 @@ def linear_cross_entropy(
             class probabilities.
         label_smoothing: in [0, 1].
         z_loss, logit_scale, softcap, return_lse: see :func:`softreg_ext.cross_entropy`.
+        options: a :class:`torch.nn.LinearCrossEntropyOptions` is taken, as PyTorch's function takes
+            it, and changes nothing: it says how to choose chunks, which are chosen here as above.
 
     Returns:
         The loss in ``input``'s dtype: for "none" the shape of labels, else (). With ``return_lse``
@@ -111,7 +119,9 @@ def linear_cross_entropy(
         ignore_index = -100
     elif type(ignore_index) is not int:
         ignore_index = arguments.index_of_ignored("linear_cross_entropy", ignore_index)
-    options = (ignore_index, label_smoothing, z_loss, logit_scale, softcap, return_lse)
+    if options is not None:
+        arguments.check_chunking("linear_cross_entropy", options)
+    of_loss = (ignore_index, label_smoothing, z_loss, logit_scale, softcap, return_lse)
     if has_torch_function_variadic(input, linear_weight, target, linear_bias, weight):
         return handle_torch_function(
             linear_cross_entropy,  # type: ignore[arg-type]
@@ -122,19 +132,20 @@ def linear_cross_entropy(
             linear_bias=linear_bias,
             weight=weight,
             reduction=reduction,
-            **arguments.Options(*options)._asdict(),
+            options=options,
+            **arguments.Options(*of_loss)._asdict(),
         )
     if not (type(input) is type(linear_weight) is Tensor) and (
         arguments.is_dtensor(input) or arguments.is_dtensor(linear_weight)
     ):
         from . import sharded
 
-        named = arguments.Options(*options)._asdict()
+        named = arguments.Options(*of_loss)._asdict()
         return sharded.linear_cross_entropy(  # type: ignore[no-any-return]
             input, linear_weight, target, linear_bias, weight, reduction=reduction, **named
         )
     reduction_code = arguments.reduction_code("linear_cross_entropy", reduction)
-    given = (input, linear_weight, linear_bias, target, weight, reduction_code, *options)
+    given = (input, linear_weight, linear_bias, target, weight, reduction_code, *of_loss)
     if torch.compiler.is_compiling() or type(ignore_index) is not int:
         loss, lse, *_ = torch.ops.softreg_ext.linear_cross_entropy(*given)
         return (loss, lse) if return_lse else loss
@@ -145,6 +156,6 @@ def linear_cross_entropy(
             "linear_cross_entropy",
             {"input": input, "linear_weight": linear_weight, "target": target},
             {"linear_bias": linear_bias, "weight": weight},
-            arguments.Options(*options),
+            arguments.Options(*of_loss),
         )
         raise

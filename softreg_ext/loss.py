@@ -1,6 +1,7 @@
 """The losses as modules."""
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,9 @@ from torch.nn.modules.loss import _WeightedLoss
 
 from .functional import cross_entropy
 from .linear import linear_cross_entropy
+
+if TYPE_CHECKING:
+    from torch.nn import LinearCrossEntropyOptions
 
 
 class CrossEntropyLoss(_WeightedLoss):
@@ -64,8 +68,8 @@ class LinearCrossEntropyLoss(_WeightedLoss):
     """A linear layer and the softmax cross-entropy of its output; see
     :func:`softreg_ext.linear_cross_entropy`.
 
-    Takes what :class:`torch.nn.LinearCrossEntropyLoss` takes, by the same names, but for its
-    ``options``, and has its state: the layer is ``linear``, of ``C d1 ... dK`` outputs.
+    Takes what :class:`torch.nn.LinearCrossEntropyLoss` takes, by the same names, and has its state:
+    the layer is ``linear``, of ``C d1 ... dK`` outputs.
 
     Args:
         in_features: the size of an input.
@@ -77,7 +81,10 @@ class LinearCrossEntropyLoss(_WeightedLoss):
         weight: one factor for each class, shape (C); default: all 1.
         ignore_index: the label whose rows add nothing to the loss; None is -100.
         label_smoothing: in [0, 1].
-        z_loss, logit_scale, softcap: see :func:`softreg_ext.cross_entropy`.
+        z_loss, logit_scale, softcap, options: see :func:`softreg_ext.linear_cross_entropy`.
+
+    Raises:
+        RuntimeError: ``weight`` has another shape, or ``label_smoothing`` is out of range.
     """
 
     def __init__(
@@ -96,7 +103,18 @@ class LinearCrossEntropyLoss(_WeightedLoss):
         z_loss: float = 0.0,
         logit_scale: float = 1.0,
         softcap: float | None = None,
+        options: "LinearCrossEntropyOptions | None" = None,
     ) -> None:
+        if weight is not None and weight.shape != (num_classes,):
+            raise RuntimeError(
+                f"LinearCrossEntropyLoss: weight must have shape ({num_classes},), "
+                f"but got {tuple(weight.shape)}"
+            )
+        if not 0 <= label_smoothing <= 1:
+            raise RuntimeError(
+                "LinearCrossEntropyLoss: label_smoothing must be between 0 and 1, "
+                f"but got {label_smoothing}"
+            )
         super().__init__(weight, reduction=reduction)
         self.num_classes = num_classes
         self.out_features = tuple(out_features)
@@ -105,6 +123,7 @@ class LinearCrossEntropyLoss(_WeightedLoss):
         self.z_loss = z_loss
         self.logit_scale = logit_scale
         self.softcap = softcap
+        self.options = options
         outputs = math.prod(self.out_features, start=num_classes)
         self.linear = nn.Linear(in_features, outputs, bias=bias, device=device, dtype=dtype)
 
@@ -123,6 +142,7 @@ class LinearCrossEntropyLoss(_WeightedLoss):
             z_loss=self.z_loss,
             logit_scale=self.logit_scale,
             softcap=self.softcap,
+            options=self.options,
         )
 
     def extra_repr(self) -> str:

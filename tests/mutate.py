@@ -39,6 +39,8 @@ MUTATIONS = [
     Mutation("core/cross_entropy.h", "return z_loss * lse * lse;", "return z_loss * lse;"),
     Mutation("core/cross_entropy.h", "return F(2) * z_loss * lse;", "return z_loss * lse;"),
     Mutation("core/cross_entropy.h", "row.upstream + grad_lse / sum", "row.upstream + grad_lse"),
+    Mutation("core/cross_entropy.h", "mul_sub(exp, softmax_scale, offset)", "exp * softmax_scale"),
+    Mutation("cpu/kernels_vec_memory.h", "%1, %2, %0", "%2, %1, %0"),
     Mutation("core/logit_transform.h", "(F(1) - t) * (F(1) + t)", "(F(1) - t)"),
     Mutation("core/logit_transform.h", "transform.scale / transform.cap", "1 / transform.cap"),
     Mutation("core/compensated_sum.h", "carry += other.carry;", ""),

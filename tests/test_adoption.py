@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import softreg_ext
 
 ORIGINAL = F.cross_entropy
+ORIGINAL_LINEAR = getattr(F, "linear_cross_entropy", None)
 LOGITS, TARGET = torch.randn(6, 40), torch.tensor([0, 1, 2, -100, 4, 39])
 
 
@@ -21,6 +22,7 @@ def unpatched() -> Iterator[None]:
     yield
     softreg_ext.unpatch()
     assert F.cross_entropy is ORIGINAL
+    assert getattr(F, "linear_cross_entropy", None) is ORIGINAL_LINEAR
 
 
 class Calls(TorchDispatchMode):
@@ -173,6 +175,79 @@ def test_what_others_put_there_stays(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(F, "cross_entropy", theirs)
     assert F.cross_entropy is theirs
     monkeypatch.setattr(F, "cross_entropy", ORIGINAL)
+
+
+needs_linear = pytest.mark.skipif(ORIGINAL_LINEAR is None, reason="torch 2.13 brings the function")
+HIDDEN, LAYER = torch.randn(6, 5), torch.randn(40, 5)
+
+
+def is_fused_linear(*args: Any, **kwargs: Any) -> bool:
+    """Its op alone: the fused loss of the original's logits is none."""
+    with torch.profiler.profile() as profile:
+        F.linear_cross_entropy(*args, **kwargs)
+    return any("softreg_ext::linear" in event.key for event in profile.key_averages())
+
+
+@needs_linear
+def test_linear_function_and_module() -> None:
+    options = {"bias": True, "label_smoothing": 0.1, "reduction": "none"}
+    loss = nn.LinearCrossEntropyLoss(5, 40, **options)
+    arguments = {"linear_bias": torch.randn(40), "weight": torch.rand(40), "ignore_index": 4}
+    of_module = loss(HIDDEN, TARGET)
+    expected = F.linear_cross_entropy(HIDDEN, LAYER, TARGET.abs() % 40, **arguments)
+    assert not is_fused_linear(HIDDEN, LAYER, TARGET)
+    with softreg_ext.patch():
+        assert is_fused_linear(HIDDEN, LAYER, TARGET)
+        assert is_fused_linear(HIDDEN, LAYER, TARGET, options=nn.LinearCrossEntropyOptions())
+        assert is_fused_linear(HIDDEN, LAYER, LOGITS.softmax(1))
+        torch.testing.assert_close(loss(HIDDEN, TARGET), of_module)
+        found = F.linear_cross_entropy(HIDDEN, LAYER, TARGET.abs() % 40, **arguments)
+    torch.testing.assert_close(found, expected)
+
+
+@needs_linear
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        ((HIDDEN.to("meta"), LAYER.to("meta"), TARGET.to("meta")), {}),
+        ((HIDDEN, LAYER, TARGET), {"label_smoothing": -0.1}),
+        ((HIDDEN.as_subclass(Tagged), LAYER, TARGET), {}),
+        ((HIDDEN, LAYER.as_subclass(Tagged), TARGET), {}),
+        ((HIDDEN, LAYER, TARGET), {"linear_bias": torch.zeros(40).as_subclass(Tagged)}),
+        ((HIDDEN, LAYER, LOGITS.softmax(1)), {"weight": torch.rand(40, requires_grad=True)}),
+    ],
+    ids=["meta", "smoothing", "subclass", "layer subclass", "bias subclass", "weight requires grad"],
+)
+def test_linear_falls_back(arguments: Any, options: dict[str, Any]) -> None:
+    expected = F.linear_cross_entropy(*arguments, **options)
+    with softreg_ext.patch():
+        assert not is_fused_linear(*arguments, **options)
+        loss = F.linear_cross_entropy(*arguments, **options)
+    assert (type(loss), loss.shape) == (type(expected), expected.shape)
+
+
+@needs_linear
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        ((HIDDEN, LAYER, TARGET.int()), {}),
+        ((HIDDEN, LAYER.double(), TARGET), {}),
+        ((HIDDEN, LAYER[:, :4], TARGET), {}),
+        ((HIDDEN, LAYER, TARGET[:5]), {}),
+        ((HIDDEN, LAYER, TARGET + 1), {}),
+        ((HIDDEN, None, TARGET), {}),
+        ((HIDDEN, LAYER, LOGITS.softmax(1)), {"ignore_index": -100}),
+        ((HIDDEN, LAYER, TARGET), {"z_loss": 0.1}),
+        ((HIDDEN, LAYER, TARGET), {"linear_bias": torch.zeros(1)}),
+        ((HIDDEN, LAYER, TARGET), {"reduction": "max"}),
+    ],
+    ids=["int32", "dtype", "features", "batch", "label", "none", "index", "z", "bias", "reduction"],
+)
+def test_linear_same_refusals(arguments: Any, options: dict[str, Any]) -> None:
+    with pytest.raises(Exception) as expected:
+        F.linear_cross_entropy(*arguments, **options)
+    with softreg_ext.patch(), pytest.raises(expected.type):
+        F.linear_cross_entropy(*arguments, **options)
 
 
 @pytest.mark.filterwarnings("ignore")  # the tracer warns of its own insides

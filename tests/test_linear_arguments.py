@@ -55,6 +55,7 @@ BAD: list[tuple[type[Exception], str, dict[str, Any]]] = [
         },
     ),
     (RuntimeError, "label_smoothing must be between 0 and 1, but got 2", {"label_smoothing": 2.0}),
+    (TypeError, "options must be a torch.nn.LinearCrossEntropyOptions or None", {"options": 3}),
 ]
 
 
@@ -87,6 +88,39 @@ def test_other_numbers() -> None:
     assert torch.equal(call(ignore_index=np.int64(-100)), call())
     assert torch.equal(call(label_smoothing=np.float32(0.5)), call(label_smoothing=0.5))
     assert torch.equal(call(z_loss=torch.tensor(0.5)), call(z_loss=0.5))
+
+
+@pytest.mark.skipif(
+    not hasattr(nn, "LinearCrossEntropyOptions"), reason="this torch has no options"
+)
+@pytest.mark.filterwarnings("ignore")  # the tracer warns of its own insides
+def test_options_change_nothing() -> None:
+    options = nn.LinearCrossEntropyOptions(batch_chunk_size=5)
+    assert torch.equal(call(options=options), call())
+    ours = softreg_ext.LinearCrossEntropyLoss(FEATURES, 8, options=options)
+    torchs = nn.LinearCrossEntropyLoss(FEATURES, 8, options=options)
+    ours.load_state_dict(torchs.state_dict())
+    input, target = torch.randn(20, FEATURES), torch.randint(8, (20,))
+    torch.testing.assert_close(ours(input, target), torchs(input, target))
+    torch._dynamo.reset()
+    compiled = torch.compile(ours, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(input, target), ours(input, target))
+
+
+@pytest.mark.parametrize(
+    ("message", "options"),
+    [
+        (r"weight must have shape \(8,\), but got \(7,\)", {"weight": torch.ones(7)}),
+        ("label_smoothing must be between 0 and 1, but got 1.5", {"label_smoothing": 1.5}),
+    ],
+    ids=["weight", "smoothing"],
+)
+def test_module_refuses(message: str, options: dict[str, Any]) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        softreg_ext.LinearCrossEntropyLoss(FEATURES, 8, **options)
+    if hasattr(nn, "LinearCrossEntropyLoss"):
+        with pytest.raises(RuntimeError):
+            nn.LinearCrossEntropyLoss(FEATURES, 8, **options)
 
 
 def test_module() -> None:
