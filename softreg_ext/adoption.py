@@ -2,6 +2,7 @@
 
 import functools
 import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -96,7 +97,7 @@ def _patched_linear(
         and (ignore_index is None or not target.is_floating_point())
     )
     loss = linear_cross_entropy if is_taken else _original_linear
-    return loss(  # type: ignore[no-any-return, misc]
+    return loss(  # type: ignore[misc]
         input,
         linear_weight,
         target,
@@ -109,6 +110,7 @@ def _patched_linear(
     )
 
 
+_PATCHED: dict[str, tuple[Callable[..., Any], Callable[..., Any]]]
 _PATCHED = {"cross_entropy": (_original, _patched)}
 if _original_linear is not None:
     functools.update_wrapper(_patched_linear, _original_linear)

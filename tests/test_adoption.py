@@ -216,7 +216,7 @@ def test_linear_function_and_module() -> None:
         ((HIDDEN, LAYER, TARGET), {"linear_bias": torch.zeros(40).as_subclass(Tagged)}),
         ((HIDDEN, LAYER, LOGITS.softmax(1)), {"weight": torch.rand(40, requires_grad=True)}),
     ],
-    ids=["meta", "smoothing", "subclass", "layer subclass", "bias subclass", "weight requires grad"],
+    ids=["meta", "smoothing", "input", "layer", "bias", "weight requires grad"],
 )
 def test_linear_falls_back(arguments: Any, options: dict[str, Any]) -> None:
     expected = F.linear_cross_entropy(*arguments, **options)
