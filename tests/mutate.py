@@ -4,6 +4,7 @@ Run by hand in a clone (each change is compiled, a minute or two apiece): python
 With words, only those of the files whose paths contain one of them: python tests/mutate.py core/exp
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -179,7 +180,11 @@ SECONDS = 1800  # after which a suite that hangs has noticed too
 
 
 def run(*command: str, seconds: float | None = None) -> int:
-    return subprocess.run(command, cwd=ROOT, capture_output=True, timeout=seconds).returncode
+    without_cuda = {**os.environ, "SOFTREG_NO_CUDA": "1"}  # the suites run on the CPU
+    finished = subprocess.run(
+        command, cwd=ROOT, capture_output=True, timeout=seconds, env=without_cuda
+    )
+    return finished.returncode
 
 
 def build() -> bool:
