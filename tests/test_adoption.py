@@ -1,7 +1,7 @@
 """`patch` puts the fused op behind PyTorch's names, and takes it away again."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -41,6 +41,24 @@ def is_fused(*args: Any, **kwargs: Any) -> bool:
     with Calls() as calls:
         F.cross_entropy(*args, **kwargs)
     return any("softreg_ext" in name for name in calls.names)
+
+
+def check_falls_back(
+    name: str, is_fused: Callable[..., bool], arguments: Any, options: dict[str, Any]
+) -> None:
+    """The patched function of that name leaves it to the original."""
+    expected = getattr(F, name)(*arguments, **options)
+    with softreg_ext.patch():
+        assert not is_fused(*arguments, **options)
+        loss = getattr(F, name)(*arguments, **options)
+    assert (type(loss), loss.shape) == (type(expected), expected.shape)
+
+
+def check_same_refusal(name: str, arguments: Any, options: dict[str, Any]) -> None:
+    with pytest.raises(Exception) as expected:
+        getattr(F, name)(*arguments, **options)
+    with softreg_ext.patch(), pytest.raises(expected.type):
+        getattr(F, name)(*arguments, **options)
 
 
 def test_a_handle_used_again() -> None:
@@ -90,11 +108,7 @@ class Tagged(Tensor):
     ids=["meta", "negative smoothing", "subclass", "weight requires grad"],
 )
 def test_falls_back(arguments: Any, options: dict[str, Any]) -> None:
-    expected = F.cross_entropy(*arguments, **options)
-    with softreg_ext.patch():
-        assert not is_fused(*arguments, **options)
-        loss = F.cross_entropy(*arguments, **options)
-    assert (type(loss), loss.shape) == (type(expected), expected.shape)
+    check_falls_back("cross_entropy", is_fused, arguments, options)
 
 
 @pytest.mark.parametrize(
@@ -110,10 +124,7 @@ def test_falls_back(arguments: Any, options: dict[str, Any]) -> None:
     ids=["int32 labels", "integer logits", "batch", "label", "list", "weight"],
 )
 def test_same_refusals(arguments: Any) -> None:
-    with pytest.raises(Exception) as expected:
-        F.cross_entropy(*arguments)
-    with softreg_ext.patch(), pytest.raises(expected.type):
-        F.cross_entropy(*arguments)
+    check_same_refusal("cross_entropy", arguments, {})
 
 
 def test_undone_exactly() -> None:
@@ -219,11 +230,7 @@ def test_linear_function_and_module() -> None:
     ids=["meta", "smoothing", "input", "layer", "bias", "weight requires grad"],
 )
 def test_linear_falls_back(arguments: Any, options: dict[str, Any]) -> None:
-    expected = F.linear_cross_entropy(*arguments, **options)
-    with softreg_ext.patch():
-        assert not is_fused_linear(*arguments, **options)
-        loss = F.linear_cross_entropy(*arguments, **options)
-    assert (type(loss), loss.shape) == (type(expected), expected.shape)
+    check_falls_back("linear_cross_entropy", is_fused_linear, arguments, options)
 
 
 @needs_linear
@@ -244,10 +251,7 @@ def test_linear_falls_back(arguments: Any, options: dict[str, Any]) -> None:
     ids=["int32", "dtype", "features", "batch", "label", "none", "index", "z", "bias", "reduction"],
 )
 def test_linear_same_refusals(arguments: Any, options: dict[str, Any]) -> None:
-    with pytest.raises(Exception) as expected:
-        F.linear_cross_entropy(*arguments, **options)
-    with softreg_ext.patch(), pytest.raises(expected.type):
-        F.linear_cross_entropy(*arguments, **options)
+    check_same_refusal("linear_cross_entropy", arguments, options)
 
 
 @pytest.mark.filterwarnings("ignore")  # the tracer warns of its own insides
