@@ -32,7 +32,9 @@ class Mutation(NamedTuple):
 
 MUTATIONS = [
     Mutation("core/value.h", "x == -static_cast<F>(INFINITY) ? F(0)", "x != x ? F(0)"),
-    Mutation("core/exp.h", "0x1.ebfff4p-3f", "0x1.edfff4p-3f"),
+    Mutation("core/exp.h", "0x1.00021ep-1f", "0x1.01021ep-1f"),
+    Mutation("core/exp.h", "0x1.62e42feep-1, 0x1.a39ef35793c76p-33", "0x1.62e42fefa39efp-1"),
+    Mutation("cpu/kernels_vec_exp.h", "0x3fef72b83c7d517b", "0x3fef72b83c7d527b"),
     Mutation("core/log_sum_exp.h", "state.sum * vexp(state.max - shift(max))", "state.sum"),
     Mutation(
         "core/cross_entropy.h", "return log_sum - shifted_logit", "return log_sum + shifted_logit"

@@ -28,6 +28,12 @@ def test_a_wrong_result(wrong: float) -> None:
         assert_as_accurate(Draw(torch.tensor([1.0, wrong, 1.0]), right, np.ones(3)))
 
 
+def test_a_wrong_result_of_pytorch_excuses_none() -> None:
+    wrong = torch.tensor([NAN])
+    with pytest.raises(AssertionError, match="roundings, PyTorch"):
+        assert_as_accurate(Draw(wrong, wrong, np.ones(1)))
+
+
 @pytest.mark.parametrize("change", [lambda x: x * NAN, lambda x: x + 1e-7, lambda x: x * 1.00001])
 def test_a_wrong_gradient(change, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     logits, target, _ = make_case(2048, 10, torch.float32)

@@ -1,7 +1,7 @@
 // The table of one kernel set, compiled once per instruction set by the kernels_*.cpp beside this
 // file. No STL with code of its own, no static initialisers: see kernels_vec.h.
 
-#include "cpu/kernels_vec.h"
+#include "cpu/kernels_vec_exp.h"
 // after the vectors, whose overloads the formulas call
 #include "cpu/kernels.h"
 #include "cpu/kernels_along_row.h"

@@ -1,7 +1,7 @@
 // Folding many vectors, or the lanes of one, into a value. Included by the kernels alone.
 #pragma once
 
-#include "cpu/kernels_vec.h"
+#include "cpu/kernels_vec_exp.h"
 // after the vectors, whose overloads the formulas call
 #include "core/row_state.h"
 

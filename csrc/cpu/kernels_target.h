@@ -1,7 +1,7 @@
 // A row's target beside the vectors. Included by the kernels alone.
 #pragma once
 
-#include "cpu/kernels_vec.h"
+#include "cpu/kernels_vec_exp.h"
 // after the vectors, whose overloads the formulas call
 #include "row_target.h"
 

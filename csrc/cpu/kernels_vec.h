@@ -52,120 +52,14 @@ SOFTREG_INLINE Vec<A> vtanh(Vec<A> x) {
   return x.tanh();
 }
 
-SOFTREG_INLINE Vec<float> mul_add(Vec<float> a, Vec<float> b, Vec<float> c) {
-  return at::vec::fmadd(a, b, c);
-}
-SOFTREG_INLINE Vec<double> mul_add(Vec<double> a, Vec<double> b, Vec<double> c) {
+template <typename A>
+SOFTREG_INLINE Vec<A> mul_add(Vec<A> a, Vec<A> b, Vec<A> c) {
   return at::vec::fmadd(a, b, c);
 }
 
 template <typename A>
 SOFTREG_INLINE Vec<A> mul_sub(Vec<A> a, Vec<A> b, Vec<A> c) {
   return at::vec::fmsub(a, b, c);
-}
-
-// 2^(j / 2^kExp2Bits), less what j adds to the bits of a float when it is moved up as below: as
-// many as a register holds, where one instruction looks them up.
-#if defined(CPU_CAPABILITY_AVX512)
-constexpr int kExp2Bits = 4;
-constexpr uint32_t kExp2Table[] = {
-    0x3f800000, 0x3f7daac3, 0x3f7b95c2, 0x3f79c3d3, 0x3f7837f0, 0x3f76f532, 0x3f75fed7, 0x3f75583f,
-    0x3f7504f3, 0x3f7508a4, 0x3f75672a, 0x3f76248c, 0x3f7744fd, 0x3f78ccdf, 0x3f7ac0c7, 0x3f7d257d};
-#elif defined(CPU_CAPABILITY_AVX2)
-constexpr int kExp2Bits = 3;
-constexpr uint32_t kExp2Table[] = {0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7,
-                                   0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7};
-#else
-constexpr int kExp2Bits = 0;
-constexpr uint32_t kExp2Table[] = {0x3f800000};
-#endif
-
-// 2^(k / 2^kExp2Bits) from k in the low mantissa bits of `biased`: moved up, its whole part is a
-// float's exponent, and the fraction's bits choose the entry.
-SOFTREG_INLINE Vec<float> power_of_two(Vec<float> biased) {
-#if defined(CPU_CAPABILITY_AVX512)
-  const __m512i k = _mm512_castps_si512(biased);
-  const __m512i entry = _mm512_permutexvar_epi32(k, _mm512_loadu_si512(kExp2Table));
-  return _mm512_castsi512_ps(_mm512_add_epi32(entry, _mm512_slli_epi32(k, 23 - kExp2Bits)));
-#elif defined(CPU_CAPABILITY_AVX2)
-  const __m256i k = _mm256_castps_si256(biased);
-  const __m256i table = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kExp2Table));
-  const __m256i entry = _mm256_permutevar8x32_epi32(table, k);
-  return _mm256_castsi256_ps(_mm256_add_epi32(entry, _mm256_slli_epi32(k, 23 - kExp2Bits)));
-#else
-  uint32_t bits[Vec<float>::size()];
-  biased.store(bits);
-  for (uint32_t& lane : bits) {
-    lane = kExp2Table[0] + (lane << 23);
-  }
-  return Vec<float>::loadu(bits);
-#endif
-}
-
-// The exponent and the mantissa of x >= 0, as core/log.h asks for them.
-struct FloatParts {
-  Vec<float> exponent, mantissa;
-};
-
-SOFTREG_INLINE FloatParts split_float(Vec<float> x) {
-#if defined(CPU_CAPABILITY_AVX512)
-  const __m512 mantissa = _mm512_getmant_ps(x, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_src);
-  return {_mm512_sub_ps(_mm512_getexp_ps(x), _mm512_getexp_ps(mantissa)), mantissa};
-#else
-  constexpr uint32_t kThreeQuarters = 0x3f400000;
-  Vec<float> exponent, mantissa;
-#if defined(CPU_CAPABILITY_AVX2)
-  const __m256i bits = _mm256_castps_si256(x);
-  const __m256i k =
-      _mm256_srai_epi32(_mm256_sub_epi32(bits, _mm256_set1_epi32(kThreeQuarters)), 23);
-  exponent = _mm256_cvtepi32_ps(k);
-  mantissa = _mm256_castsi256_ps(_mm256_sub_epi32(bits, _mm256_slli_epi32(k, 23)));
-#else
-  uint32_t bits[Vec<float>::size()];
-  float of_lanes[Vec<float>::size()];
-  x.store(bits);
-  for (int64_t lane = 0; lane < Vec<float>::size(); ++lane) {
-    const int32_t k = static_cast<int32_t>(bits[lane] - kThreeQuarters) >> 23;
-    of_lanes[lane] = static_cast<float>(k);
-    bits[lane] -= static_cast<uint32_t>(k) << 23;
-  }
-  exponent = Vec<float>::loadu(of_lanes);
-  mantissa = Vec<float>::loadu(bits);
-#endif
-  // what the bits of 0 and NaN do not say
-  return {where_equal(x, Vec<float>(0), Vec<float>(-INFINITY), exponent + (x - x)), mantissa};
-#endif
-}
-
-}  // namespace softreg
-
-#include "core/exp.h"
-#include "core/log.h"
-#include "core/logit_transform.h"
-
-namespace softreg {
-
-SOFTREG_INLINE Vec<float> vlog(Vec<float> x) {
-  const FloatParts parts = split_float(x);
-  return log_of(parts.exponent, parts.mantissa);
-}
-SOFTREG_INLINE Vec<double> vlog(Vec<double> x) { return x.log(); }
-
-SOFTREG_INLINE Vec<float> vexp(Vec<float> x) {
-  const ExpFactors<Vec<float>> exp = exp_factors<kExp2Bits>(x);
-  return exp.power * exp.remainder;
-}
-SOFTREG_INLINE Vec<double> vexp(Vec<double> x) { return x.exp(); }
-
-// sum + exp(x), and in `exp` what vexp(x) is.
-SOFTREG_INLINE Vec<float> add_exp(Vec<float> sum, Vec<float> x, Vec<float>& exp) {
-  const ExpFactors<Vec<float>> factors = exp_factors<kExp2Bits>(x);
-  exp = factors.power * factors.remainder;
-  return mul_add(factors.power, factors.remainder, sum);
-}
-SOFTREG_INLINE Vec<double> add_exp(Vec<double> sum, Vec<double> x, Vec<double>& exp) {
-  exp = vexp(x);
-  return sum + exp;
 }
 
 // A vector of floats as doubles.
