@@ -14,6 +14,7 @@ VARIANTS = (
     "class weights",
     "probabilities",
     "reduction none",
+    "softcap 30",
 )
 SIZES = (
     (256, 10),
@@ -155,4 +156,6 @@ def make_inputs(cell: Cell) -> Inputs:
         target = torch.randn(cell.shape, **random).softmax(1).to(dtype)
     elif cell.variant == "reduction none":
         options["reduction"] = "none"
+    elif cell.variant == "softcap 30":
+        options["softcap"] = 30.0
     return Inputs(logits, target, options)

@@ -4,12 +4,10 @@ import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from cells import Cell
-from peers import Loss
+from peers import Loss, eager_for, torch_loss
 from torch import Tensor
 
 import softreg_ext
@@ -29,14 +27,11 @@ class Peer:
     overwrites: bool = False
 
 
-def torch_loss(logits: Tensor, target: Tensor, **options: Any) -> Tensor:
-    return F.cross_entropy(logits, target, **options)
-
-
 def compiled(dynamic: bool) -> Loss:
     """With a code object of its own: torch.compile keeps few graphs for one."""
-    code = torch_loss.__code__.replace()
-    return torch.compile(types.FunctionType(code, torch_loss.__globals__), dynamic=dynamic)
+    code, defaults = torch_loss.__code__.replace(), torch_loss.__defaults__
+    own = types.FunctionType(code, torch_loss.__globals__, argdefs=defaults)
+    return torch.compile(own, dynamic=dynamic)
 
 
 @cache
@@ -81,7 +76,7 @@ def peers_for(cell: Cell) -> tuple[dict[str, Peer], dict[str, str]]:
     """Those that take the cell; and of those that would, if they were there, why they are not."""
     peers = {
         "softreg_ext": Peer(softreg_ext.cross_entropy),
-        "eager": Peer(F.cross_entropy),
+        "eager": Peer(eager_for(cell)),
         "compiled": Peer(compiled(dynamic=False)),
         "compiled, dynamic": Peer(compiled_once(cell.dtype, len(cell.shape), cell.variant)),
     }

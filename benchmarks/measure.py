@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from cells import Cell, Inputs, make_inputs
-from peers import Loss, peers_for, yardsticks
+from peers import Loss, peers_for, torch_loss, yardsticks
 from torch import Tensor
 from torch.utils.benchmark import Timer
 
@@ -56,7 +55,7 @@ def exact(inputs: Inputs) -> Iterator[tuple[Tensor, Tensor]]:
     for logits, target in zip(inputs.logits.split(count), inputs.target.split(count), strict=True):
         leaf = logits.double().requires_grad_()
         reduction = "none" if per_row else "sum"
-        loss = F.cross_entropy(leaf, widen(target), reduction=reduction, **options) / total
+        loss = torch_loss(leaf, widen(target), reduction=reduction, **options) / total
         (grad,) = torch.autograd.grad(loss.sum(), leaf)
         yield loss.detach(), grad
 

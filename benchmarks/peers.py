@@ -18,13 +18,27 @@ def log_softmax_gather(logits: Tensor, target: Tensor) -> Tensor:
     return -logits.log_softmax(1).gather(1, target.unsqueeze(1)).mean()
 
 
+def torch_loss(
+    logits: Tensor, target: Tensor, softcap: float | None = None, **options: Any
+) -> Tensor:
+    """PyTorch's, of logits capped as models write it."""
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    return F.cross_entropy(logits, target, **options)
+
+
+def eager_for(cell: Cell) -> Loss:
+    """PyTorch's own function, where that is all."""
+    return torch_loss if cell.variant == "softcap 30" else F.cross_entropy
+
+
 def peers_for(cell: Cell) -> dict[str, Loss]:
     """Those that take the cell; compiled anew, for this shape and number of threads."""
     torch._dynamo.reset()
     peers: dict[str, Loss] = {
         "softreg_ext": softreg_ext.cross_entropy,
-        "eager": F.cross_entropy,
-        "compiled": torch.compile(F.cross_entropy, dynamic=False),
+        "eager": eager_for(cell),
+        "compiled": torch.compile(eager_for(cell), dynamic=False),
     }
     if cell.variant == "plain":
         peers["log_softmax + gather"] = log_softmax_gather

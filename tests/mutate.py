@@ -35,6 +35,8 @@ MUTATIONS = [
     Mutation("core/exp.h", "0x1.00021ep-1f", "0x1.01021ep-1f"),
     Mutation("core/exp.h", "0x1.62e42feep-1, 0x1.a39ef35793c76p-33", "0x1.62e42fefa39efp-1"),
     Mutation("cpu/kernels_vec_exp.h", "0x3fef72b83c7d517b", "0x3fef72b83c7d527b"),
+    Mutation("core/tanh.h", "exp.power - F(1))", "exp.power - F(1.0001f))"),
+    Mutation("core/tanh.h", "F(1) - quotient, quotient", "F(1) - quotient, F(1.00001f) * quotient"),
     Mutation("core/log_sum_exp.h", "state.sum * vexp(state.max - shift(max))", "state.sum"),
     Mutation(
         "core/cross_entropy.h", "return log_sum - shifted_logit", "return log_sum + shifted_logit"

@@ -14,6 +14,7 @@ import tables
 import torch
 import torch.nn.functional as F
 from cells import VARIANTS, Cell, grid, make_inputs
+from peers import torch_loss
 
 import softreg_ext
 from softreg_ext.data import load_dataset, sources
@@ -35,8 +36,8 @@ def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "LEAST_ROUNDS", 3)
 
 
-def peers(wrong: Any = F.cross_entropy) -> dict[str, Any]:
-    return {"softreg_ext": softreg_ext.cross_entropy, "eager": F.cross_entropy, "compiled": wrong}
+def peers(wrong: Any = torch_loss) -> dict[str, Any]:
+    return {"softreg_ext": softreg_ext.cross_entropy, "eager": torch_loss, "compiled": wrong}
 
 
 @pytest.mark.usefixtures("few_rounds")

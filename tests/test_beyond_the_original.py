@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import oracle
 import pytest
 import torch
@@ -112,6 +113,26 @@ def test_matches_the_composite(
         else:
             size = max(unit, float(e.abs().max())) if name == "grad" else None
             oracle.assert_as_accurate(oracle.Draw(a, b, oracle.extended(e), size))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_tanh(dtype: torch.dtype) -> None:
+    """A lone class's lse is its logit, capped at 1 the tanh: exact for its size, small or large."""
+    sizes = torch.logspace(-30, 1.5, 4001, dtype=dtype)
+    logits = torch.cat((sizes, -sizes))[:, None]
+    exact = np.tanh(oracle.extended(logits[:, 0]))
+    mantissas, exponents = np.frexp(exact)
+    draws = []
+    for lse_of in (softreg_ext.cross_entropy, composite):
+        leaf = logits.clone().requires_grad_()
+        labels = torch.zeros(len(leaf), dtype=torch.long)
+        lse = both(lse_of, leaf, labels, softcap=1.0)[1]
+        (slope,) = torch.autograd.grad(lse.sum(), leaf)
+        of_size_1 = np.ldexp(lse.detach().cpu().numpy(), -exponents)
+        draws.append((torch.from_numpy(of_size_1), slope[:, 0]))
+    (ours, our_slope), (torchs, torchs_slope) = draws
+    oracle.assert_as_accurate(oracle.Draw(ours, torchs, mantissas, 1.0))
+    oracle.assert_as_accurate(oracle.Draw(our_slope, torchs_slope, 1 - exact**2, 1.0))
 
 
 @pytest.mark.parametrize("classes", [5, 40])

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from cells import GPU_SIZES, SIZES, VARIANTS, Cell, gpu_grid, make_inputs
 from gpu_measure import GRAPHED_MODES, MODES, Steps
 from gpu_peers import Peer
+from peers import torch_loss
 from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity, profile
 
@@ -43,7 +44,7 @@ class Clock:
 
 def overwriting(logits: torch.Tensor, target: torch.Tensor, **options: Any) -> torch.Tensor:
     """The gradient in the place of the logits, once the loss is there."""
-    loss = F.cross_entropy(logits * 1, target, **options)
+    loss = torch_loss(logits * 1, target, **options)
     with torch.no_grad():
         logits.data.fill_(0.5)
     return loss
@@ -54,14 +55,14 @@ def broken(*arguments: Any, **options: Any) -> torch.Tensor:
 
 
 def wrong(*arguments: Any, **options: Any) -> torch.Tensor:
-    return F.cross_entropy(*arguments, **options) * 1.01
+    return torch_loss(*arguments, **options) * 1.01
 
 
 @pytest.fixture
 def peers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Peer]:
     found = {
         "softreg_ext": Peer(softreg_ext.cross_entropy),
-        "eager": Peer(F.cross_entropy),
+        "eager": Peer(torch_loss),
         "liger-kernel": Peer(overwriting, overwrites=True),
     }
     missing = {"flash-attn": "not there"}
@@ -141,7 +142,7 @@ def test_reference_in_parts_is_the_whole(monkeypatch: pytest.MonkeyPatch) -> Non
     """Errors are found wherever they are, and the loss is that of all samples."""
     for variant in VARIANTS:
         inputs = make_inputs(Cell((7, 50), "float64", 1, variant))
-        call = measure.call_of(F.cross_entropy, inputs, MODES[2])
+        call = measure.call_of(torch_loss, inputs, MODES[2])
         monkeypatch.setattr(measure, "EXACT_LOGITS", 1 << 26)
         assert len(list(measure.exact(inputs))) == 1
         monkeypatch.setattr(measure, "EXACT_LOGITS", 100)

@@ -1,14 +1,15 @@
-// exp for arguments up to 4, all that a shifted softmax asks for, to about 1 ulp.
-// F is a vector of floats or doubles; found by overload: mul_add, vmax, power_of_two.
+// exp for arguments up to 4, all that a shifted softmax asks for, to 1 ulp, 2 at most. Beyond, and
+// below the smallest normal number, results are not to be relied on.
+// F is a vector of floats or doubles; found by overload: mul_add, vmax, power_of_two<kBits>.
 #pragma once
 
 #include "value.h"
 
 namespace softreg {
 
-// (exp(r) - 1 - r) / r^2 for |r| <= ln 2 / 2^(kBits + 1): coefficients from the constant up. The
-// relative error of exp(r) is the least that the degree allows, then they are rounded: for floats
-// 2^-28.0, 2^-25.2 and 2^-29.2, for doubles 2^-56.3 and 2^-56.3.
+// (exp(r) - 1 - r) / r^2 for |r| <= ln 2 / 2^(kBits + 1): coefficients from the constant up, for
+// the least relative error of exp(r) that the degree allows. Rounded, they leave one of 2^-28.0,
+// 2^-25.2 and 2^-29.2 for floats, 2^-56.3 for doubles.
 template <int kBits, typename A>
 struct ExpRemainder;
 
@@ -43,7 +44,7 @@ struct ExpRemainder<4, double> {
                                              0x1.6c14c6d019f76p-10};
 };
 
-// kLn2: ln 2 in parts, the first of a double's short enough that its product with k is exact.
+// kLn2: ln 2, for doubles in two parts, the first so short that its product with k is exact.
 template <typename A>
 struct ExpReduction;
 
@@ -61,20 +62,19 @@ struct ExpReduction<double> {
   static constexpr double kLn2[] = {0x1.62e42feep-1, 0x1.a39ef35793c76p-33};
 };
 
-// exp(x) as a product, for a sum can take it up in the one rounding of a multiply-add.
+// exp(x) = power (1 + r + r^2 p).
 template <typename F>
-struct ExpFactors {
-  F power, remainder;
+struct ReducedExp {
+  F power, r, p;
 };
 
 // exp(x) = 2^k exp(r) with k, a multiple of 2^-kBits, nearest to x log2(e) (Tang, 1989); 2^k is the
 // exponent's bits and an entry of a table of 2^kBits, in the overload power_of_two.
-// k ln 2 is rounded once, if at all, and ln 2 as a float is off by 2^-28 of itself: a float's
-// relative error grows with |x|, by less than half a rounding of x. Down to about the log of the
-// smallest normal number, below which such a probability is lost in every rounding; at the limit,
-// whose power is 0, and below it: 0. NaN stays NaN.
+// As a float, ln 2 is off by 2^-28 of itself, and without a multiply-add k ln 2 is rounded: a
+// float's relative error grows with |x|, by less than half a rounding of x. At the least x, whose
+// power is 0, and below it: 0. NaN stays NaN.
 template <int kBits, typename F>
-SOFTREG_INLINE ExpFactors<F> exp_factors(F x) {
+SOFTREG_INLINE ReducedExp<F> reduced_exp(F x) {
   using A = typename F::value_type;
   using Reduction = ExpReduction<A>;
   x = vmax(F(Reduction::kLeast), x);
@@ -92,8 +92,20 @@ SOFTREG_INLINE ExpFactors<F> exp_factors(F x) {
   for (int i = sizeof(coefficients) / sizeof(A) - 2; i >= 0; --i) {
     p = mul_add(p, r, F(coefficients[i]));
   }
-  const F one = F(A(1));
-  return {power_of_two(biased), mul_add(mul_add(p, r, one), r, one)};
+  return {power_of_two<kBits>(biased), r, p};
+}
+
+// exp(x) as a product, for a sum can take it up in the one rounding of a multiply-add.
+template <typename F>
+struct ExpFactors {
+  F power, remainder;
+};
+
+template <int kBits, typename F>
+SOFTREG_INLINE ExpFactors<F> exp_factors(F x) {
+  const ReducedExp<F> exp = reduced_exp<kBits>(x);
+  const F one(1);
+  return {exp.power, mul_add(mul_add(exp.p, exp.r, one), exp.r, one)};
 }
 
 }  // namespace softreg

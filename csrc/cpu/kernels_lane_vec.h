@@ -2,6 +2,7 @@
 // while the one waits for what it needs, the other computes. Included by the kernels alone.
 #pragma once
 
+#include "cpu/kernels_vec_exp.h"
 #include "cpu/kernels_vec_memory.h"
 
 namespace softreg {

@@ -156,7 +156,8 @@ struct LaneLogits {
   }
 };
 
-// The maximum of x[0, n) and `max`, and the sum of exp(x - common).
+// The maximum of x[0, n) and `max`, and the sum of exp(x - common): of no use where the maximum is
+// more than kMostAhead above `common`.
 template <typename A, typename T>
 SOFTREG_INLINE LogSumExp<Vec<A>> max_and_sum_of_exp(const T* x, int64_t n, Vec<A> max,
                                                     Vec<A> common) {

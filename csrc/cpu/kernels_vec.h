@@ -47,9 +47,11 @@ SOFTREG_INLINE Vec<A> zero_if_neg_inf(Vec<A> x) {
   return where_equal(x, Vec<A>(-INFINITY), Vec<A>(0), x);
 }
 
+// |x| with the sign of `sign`.
 template <typename A>
-SOFTREG_INLINE Vec<A> vtanh(Vec<A> x) {
-  return x.tanh();
+SOFTREG_INLINE Vec<A> vcopysign(Vec<A> x, Vec<A> sign) {
+  const Vec<A> sign_bit(A(-0.0));
+  return x.abs() | (sign & sign_bit);
 }
 
 template <typename A>

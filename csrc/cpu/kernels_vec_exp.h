@@ -1,5 +1,5 @@
-// exp and log of SIMD vectors: what core/'s formulas need of a number's bits, then these. Included
-// by the kernels alone.
+// exp, log and tanh of SIMD vectors: what core/'s formulas need of a number's bits, then these.
+// Included by the kernels alone.
 #pragma once
 
 #include "cpu/kernels_vec.h"
@@ -7,8 +7,9 @@
 namespace softreg {
 namespace {
 
-// 2^(j / 2^kBits), less what j adds to the bits of a number when it is moved up as below: as many
-// as are looked up at no cost, by an instruction from a register or from two, or lane by lane.
+// 2^(j / 2^kBits), less what j adds to the bits of a number when it is moved up as below. As many
+// as one instruction looks up, in a register or in two; without one, as pays: five terms of a
+// double's remainder are worth a load.
 template <typename A>
 struct Exp2Table;
 
@@ -49,47 +50,59 @@ struct Exp2Table<double> {
 #endif
 };
 
-template <typename A>
-constexpr int kExponentAt = Exp2Table<A>::kMantissaBits - Exp2Table<A>::kBits;
-
 }  // namespace
 
 // 2^(k / 2^kBits) from k in the low mantissa bits of `biased`: moved up, its whole part is a
-// number's exponent, and the fraction's bits choose the entry.
+// number's exponent, and the fraction's bits choose the entry. kBits: the table's, or 0.
 #if defined(CPU_CAPABILITY_AVX512)
+template <int kBits>
 SOFTREG_INLINE Vec<float> power_of_two(Vec<float> biased) {
+  const uint32_t* entries = Exp2Table<float>::kEntries;
   const __m512i k = _mm512_castps_si512(biased);
-  const __m512i table = _mm512_loadu_si512(Exp2Table<float>::kEntries);
-  const __m512i entry = _mm512_permutexvar_epi32(k, table);
-  return _mm512_castsi512_ps(_mm512_add_epi32(entry, _mm512_slli_epi32(k, kExponentAt<float>)));
+  __m512i entry = _mm512_set1_epi32(entries[0]);
+  if constexpr (kBits > 0) {
+    entry = _mm512_permutexvar_epi32(k, _mm512_loadu_si512(entries));
+  }
+  return _mm512_castsi512_ps(_mm512_add_epi32(entry, _mm512_slli_epi32(k, 23 - kBits)));
 }
+template <int kBits>
 SOFTREG_INLINE Vec<double> power_of_two(Vec<double> biased) {
+  const uint64_t* entries = Exp2Table<double>::kEntries;
   const __m512i k = _mm512_castpd_si512(biased);
-  const __m512i first = _mm512_loadu_si512(Exp2Table<double>::kEntries);
-  const __m512i second = _mm512_loadu_si512(Exp2Table<double>::kEntries + 8);
-  const __m512i entry = _mm512_permutex2var_epi64(first, k, second);
-  return _mm512_castsi512_pd(_mm512_add_epi64(entry, _mm512_slli_epi64(k, kExponentAt<double>)));
+  __m512i entry = _mm512_set1_epi64(entries[0]);
+  if constexpr (kBits > 0) {
+    entry =
+        _mm512_permutex2var_epi64(_mm512_loadu_si512(entries), k, _mm512_loadu_si512(entries + 8));
+  }
+  return _mm512_castsi512_pd(_mm512_add_epi64(entry, _mm512_slli_epi64(k, 52 - kBits)));
 }
 #elif defined(CPU_CAPABILITY_AVX2)
+template <int kBits>
 SOFTREG_INLINE Vec<float> power_of_two(Vec<float> biased) {
+  const uint32_t* entries = Exp2Table<float>::kEntries;
   const __m256i k = _mm256_castps_si256(biased);
-  const auto* entries = reinterpret_cast<const __m256i*>(Exp2Table<float>::kEntries);
-  const __m256i entry = _mm256_permutevar8x32_epi32(_mm256_loadu_si256(entries), k);
-  return _mm256_castsi256_ps(_mm256_add_epi32(entry, _mm256_slli_epi32(k, kExponentAt<float>)));
+  __m256i entry = _mm256_set1_epi32(entries[0]);
+  if constexpr (kBits > 0) {
+    const __m256i table = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(entries));
+    entry = _mm256_permutevar8x32_epi32(table, k);
+  }
+  return _mm256_castsi256_ps(_mm256_add_epi32(entry, _mm256_slli_epi32(k, 23 - kBits)));
 }
+template <int kBits>
 SOFTREG_INLINE Vec<double> power_of_two(Vec<double> biased) {
-  const __m256i k = _mm256_slli_epi64(_mm256_castpd_si256(biased), kExponentAt<double>);
+  static_assert(kBits == 0);
+  const __m256i k = _mm256_slli_epi64(_mm256_castpd_si256(biased), 52);
   const __m256i entry = _mm256_set1_epi64x(Exp2Table<double>::kEntries[0]);
   return _mm256_castsi256_pd(_mm256_add_epi64(entry, k));
 }
 #else
-template <typename A>
+template <int kBits, typename A>
 SOFTREG_INLINE Vec<A> power_of_two(Vec<A> biased) {
   using Table = Exp2Table<A>;
   typename Table::Bits bits[Vec<A>::size()];
   biased.store(bits);
   for (auto& lane : bits) {
-    lane = Table::kEntries[lane % (1 << Table::kBits)] + (lane << kExponentAt<A>);
+    lane = Table::kEntries[lane % (1 << kBits)] + (lane << (Table::kMantissaBits - kBits));
   }
   return Vec<A>::loadu(bits);
 }
@@ -134,6 +147,7 @@ SOFTREG_INLINE FloatParts split_float(Vec<float> x) {
 
 #include "core/exp.h"
 #include "core/log.h"
+#include "core/tanh.h"
 
 namespace softreg {
 
@@ -155,6 +169,11 @@ SOFTREG_INLINE Vec<A> add_exp(Vec<A> sum, Vec<A> x, Vec<A>& exp) {
   const auto factors = exp_factors<Exp2Table<A>::kBits>(x);
   exp = factors.power * factors.remainder;
   return mul_add(factors.power, factors.remainder, sum);
+}
+
+template <typename A>
+SOFTREG_INLINE Vec<A> vtanh(Vec<A> x) {
+  return tanh_of(x);
 }
 
 }  // namespace softreg

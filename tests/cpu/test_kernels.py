@@ -21,6 +21,7 @@ ACTIVE = _extension._C.build_info()["active_cpu_kernels"]
 SUITES = ["test_functional.py", "test_k_dimensional.py", "test_large_gradients.py"]
 SUITES += ["test_probabilities.py", "test_forward_with_gradient.py", "test_sums.py"]
 SUITES += ["test_few_long_rows.py", "test_in_place.py", "cpu/test_rounding.py"]
+SUITES += ["test_beyond_the_original.py"]
 # Half types are multiplied as float32 where a lesser set is all there is.
 SUITES += ["test_linear_products.py"]
 pytestmark = pytest.mark.skipif(
