@@ -1,4 +1,4 @@
-// tanh, to about 1.5 ulp, and 1 - tanh^2 as close as from the nearest tanh.
+// tanh, to about 2 ulp, and so that 1 - tanh^2 is off by about one rounding of 1.
 // F is a vector of floats or doubles; found by overload: vcopysign, where_equal, and what exp.h
 // asks for.
 #pragma once
