@@ -98,6 +98,15 @@ class Draw:
         return tuple(float(e / rounding) if e > 0 else 0.0 for e in errors)
 
 
+def at_own_size(ours: Tensor, torchs: Tensor, exact: np.ndarray) -> Draw:
+    """A draw in which each value is rounded at its own size: all are moved to [1/2, 1)."""
+    mantissas, exponents = np.frexp(exact)
+    moved = (
+        torch.from_numpy(np.ldexp(x.detach().cpu().numpy(), -exponents)) for x in (ours, torchs)
+    )
+    return Draw(*moved, mantissas, 1.0)
+
+
 def largest_error(found: np.ndarray, exact: np.ndarray) -> float:
     """Infinite where one of the two is no number and the other is not the same."""
     are_same = (found == exact) | (np.isnan(found) & np.isnan(exact))

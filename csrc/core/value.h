@@ -1,5 +1,5 @@
 // What a value type must offer to the formulas of core/, here for plain float and double.
-// A SIMD vector brings the same functions along (cpu/kernels_vec.h).
+// A SIMD vector brings the same functions along (cpu/kernels_vec.h, cpu/kernels_vec_exp.h).
 #pragma once
 
 #include <math.h>
