@@ -99,7 +99,10 @@ void check_weight(const CrossEntropyArgs& args, const at::Tensor& weight) {
   TORCH_CHECK(args.has_probabilities() || weight.scalar_type() == logits.scalar_type(),
               "cross_entropy: weight must have input's dtype ", logits.scalar_type(), ", but got ",
               weight.scalar_type());
-  TORCH_CHECK(weight.dim() == 1 && equal(weight.sym_numel(), classes),
+  // Of K-dimensional logits' labels F.cross_entropy takes (1, C), (C, 1) and the like besides.
+  const bool takes_any_shape =
+      logits.dim() > 2 && !args.has_probabilities() && args.label_smoothing == 0;
+  TORCH_CHECK((weight.dim() == 1 || takes_any_shape) && equal(weight.sym_numel(), classes),
               "cross_entropy: weight must have one entry for each of the ", classes,
               " classes, but got shape ", weight.sym_sizes());
 }

@@ -217,7 +217,11 @@ at::Tensor total_weight_of(const LinearCrossEntropyArgs& args, int64_t rows) {
     return ignored.logical_not().sum(at::kDouble);
   }
   const at::Tensor names = labels.clamp(0, args.linear_weight.size(0) - 1);
-  return args.weight->to(at::kDouble).index_select(0, names).masked_fill_(ignored, 0).sum();
+  return args.weight->to(at::kDouble)
+      .flatten()
+      .index_select(0, names)
+      .masked_fill_(ignored, 0)
+      .sum();
 }
 
 struct ChunkArgs {

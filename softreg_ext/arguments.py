@@ -9,8 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import _reduction as _Reduction
 
+from ._extension import BUILD
+
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
+
+_DEVICES = ("cpu", "cuda", "meta") if BUILD.cuda else ("cpu", "meta")
 
 
 def legacy_reduction(size_average: bool | None, reduce: bool | None) -> str:
@@ -83,6 +87,31 @@ def is_dtensor(x: object) -> "TypeGuard[DTensor]":
     """Without loading what whoever has a DTensor has loaded."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(x, module.DTensor)
+
+
+def densified(target: Tensor) -> Tensor:
+    """Sparse probabilities as the ops take them; any other target as it is."""
+    is_sparse = isinstance(target, Tensor) and target.layout is not torch.strided
+    return target.to_dense() if is_sparse and target.is_floating_point() else target
+
+
+def explain_missing_kernel(op: str, tensors: dict[str, Tensor | None]) -> None:
+    """Raise an error that names the argument; the dispatcher's own lists all devices there are.
+
+    Raises:
+        NotImplementedError: there are no kernels for an argument's device, or it is sparse.
+    """
+    for name, x in tensors.items():
+        if x is not None and x.device.type not in _DEVICES:
+            reason = f" ({BUILD.cuda_reason})" if x.device.type == "cuda" else ""
+            raise NotImplementedError(
+                f"{op}: {name} is on {x.device}, for which this build has no kernels{reason}; "
+                "softreg_ext.patch() leaves such tensors to PyTorch's own loss"
+            ) from None
+        if x is not None and x.layout is not torch.strided:
+            raise NotImplementedError(
+                f"{op}: {name} must be dense, but its layout is {x.layout}"
+            ) from None
 
 
 class Options(NamedTuple):

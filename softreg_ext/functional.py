@@ -84,8 +84,9 @@ def cross_entropy(
             float16. The half types are accumulated in float32.
         target: labels in [0, C), or ``ignore_index``: the shape of ``input`` without C, int64,
             int32, int16 or uint8. Or class probabilities: the shape of ``input``, any floating
-            point type; differentiable too.
-        weight: one factor for each class, shape (C), dtype of ``input``; default: all 1.
+            point type; differentiable too. Sparse ones are made dense.
+        weight: one factor for each class, shape (C), dtype of ``input``; default: all 1. With
+            labels of K-dimensional logits that are not smoothed, any shape of C entries.
         ignore_index: the label whose rows add nothing to the loss and get a gradient of zero.
         reduction: "none", "mean" or "sum".
         label_smoothing: in [0, 1]; how much of the target is spread evenly over the classes.
@@ -109,7 +110,7 @@ def cross_entropy(
         ValueError: batch sizes differ, ``reduction`` is none of the three, or ``ignore_index`` does
             not fit in 64 bits.
         TypeError: an argument is no tensor, integer, number or bool where it should be.
-        NotImplementedError: logits of another dtype.
+        NotImplementedError: logits of another dtype, on a device without kernels, or sparse.
         RuntimeError: any other wrong dtype, shape, device, or value of a number.
     """
     if type(ignore_index) is not int:
@@ -155,3 +156,13 @@ def cross_entropy(
             arguments.Options(*options),
         )
         raise
+    except NotImplementedError:
+        dense = arguments.densified(target)
+        arguments.explain_missing_kernel(
+            "cross_entropy", {"input": input, "target": dense, "weight": weight}
+        )
+        if dense is target:
+            raise
+        return _C.cross_entropy(  # type: ignore[no-any-return]
+            input, dense, weight, reduction_code, *options
+        )

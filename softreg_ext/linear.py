@@ -92,7 +92,7 @@ def linear_cross_entropy(
         linear_weight: shape (C, features), or (C, d1, ..., dK, features) for logits of shape
             (N, C, d1, ..., dK); dtype of ``input``.
         target: as for logits of that shape: labels in [0, C) or ``ignore_index``, shape (N),
-            (N, d1, ..., dK) or (); or class probabilities, shaped like the logits.
+            (N, d1, ..., dK) or (); or class probabilities, shaped like the logits, sparse ones too.
         linear_bias: the shape of ``linear_weight`` without features; default: none.
         weight: one factor for each class, shape (C).
         reduction: "none", "mean" or "sum".
@@ -112,7 +112,7 @@ def linear_cross_entropy(
         ValueError: batch sizes differ, ``reduction`` is none of the three, or ``ignore_index`` does
             not fit in 64 bits.
         TypeError: an argument is no tensor, integer, number or bool where it should be.
-        NotImplementedError: input of another dtype.
+        NotImplementedError: input of another dtype, on a device without kernels, or sparse.
         RuntimeError: any other wrong dtype, shape, device, or value of a number.
     """
     if ignore_index is None:
@@ -145,6 +145,7 @@ def linear_cross_entropy(
             input, linear_weight, target, linear_bias, weight, reduction=reduction, **named
         )
     reduction_code = arguments.reduction_code("linear_cross_entropy", reduction)
+    target = arguments.densified(target)
     given = (input, linear_weight, linear_bias, target, weight, reduction_code, *of_loss)
     if torch.compiler.is_compiling() or type(ignore_index) is not int:
         loss, lse, *_ = torch.ops.softreg_ext.linear_cross_entropy(*given)
@@ -157,5 +158,17 @@ def linear_cross_entropy(
             {"input": input, "linear_weight": linear_weight, "target": target},
             {"linear_bias": linear_bias, "weight": weight},
             arguments.Options(*of_loss),
+        )
+        raise
+    except NotImplementedError:
+        arguments.explain_missing_kernel(
+            "linear_cross_entropy",
+            {
+                "input": input,
+                "linear_weight": linear_weight,
+                "linear_bias": linear_bias,
+                "target": target,
+                "weight": weight,
+            },
         )
         raise

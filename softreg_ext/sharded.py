@@ -104,7 +104,7 @@ class _Loss:
         self.classes = shape[class_dim]
         self.row_shape = (*shape[:class_dim], *shape[class_dim + 1 :])
         if weight is not None:
-            weight = layout.local(weight, layout.everywhere, layout.of_sums)
+            weight = layout.local(weight, layout.everywhere, layout.of_sums).flatten()
         self.weight = weight
         if target.is_floating_point():
             self.target = layout.local(target, _on_logits(layout, class_dim))

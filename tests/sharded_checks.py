@@ -132,6 +132,7 @@ def check_other_targets(mesh_dims: int, placements: Placements) -> None:
         compare(loss, [logits], mesh, [placements], target=labels.abs().clamp(max=10).to(dtype))
     other = labels.masked_fill(labels == -100, 7)
     compare(loss, [logits], mesh, [placements], target=other, ignore_index=7)
+    compare(loss, [logits], mesh, [placements], target=labels, weight=weight[None])
 
 
 def check_distributed_targets(placements: Placements, on_target: Placements) -> None:

@@ -117,6 +117,43 @@ def test_no_rows(shape: tuple[int, ...], reduction: str) -> None:
     torch.testing.assert_close(ours, torchs, equal_nan=True)
 
 
+@pytest.mark.parametrize("weight_shape", [(1, 5), (5, 1), (1, 5, 1)], ids=str)
+def test_shapes_of_weight(weight_shape: tuple[int, ...]) -> None:
+    """F.cross_entropy counts a weight's entries here, and takes any shape of them."""
+    logits, target = make_images((3, 5, 7), torch.float64)
+    weight = torch.rand(5, dtype=torch.float64, generator=random_source(2))
+    shaped = weight.reshape(weight_shape)
+    for reduction in ("none", "mean"):
+        of_shape, flat, theirs = (
+            loss_and_grad(loss, logits, target, None, weight=w, reduction=reduction)
+            for loss, w in (
+                (softreg_ext.cross_entropy, shaped),
+                (softreg_ext.cross_entropy, weight),
+                (F.cross_entropy, shaped),
+            )
+        )
+        assert all(map(torch.equal, of_shape, flat))
+        torch.testing.assert_close(of_shape, theirs)
+    hessians = (
+        torch.func.hessian(lambda x, w=w: softreg_ext.cross_entropy(x, target, w))(logits)
+        for w in (weight, shaped)
+    )
+    torch.testing.assert_close(*hessians)
+
+
+def test_shapes_that_no_weight_has() -> None:
+    logits, target = make_images((3, 5, 7), torch.float32)
+    cases: list[tuple[Tensor, Tensor, float]] = [
+        (logits, target, 0.1),
+        (logits, logits.softmax(1), 0.0),
+        (logits[..., 0], target[..., 0], 0.0),
+    ]
+    for input, labels, smoothing in cases:
+        for loss in (F.cross_entropy, softreg_ext.cross_entropy):
+            with pytest.raises(RuntimeError):
+                loss(input, labels, torch.ones(1, 5), label_smoothing=smoothing)
+
+
 @pytest.mark.index_error
 def test_bad_label_names_its_row() -> None:
     logits, target = make_images((2, 40, 16), torch.float32)

@@ -64,6 +64,21 @@ def test_k_dimensional(dtype: torch.dtype, options: dict[str, Any]) -> None:
     check(leaves, target, **options)
 
 
+def test_weight_of_another_shape() -> None:
+    leaves, target = make_inputs(dims=(2, 3))
+    weight = torch.rand(1, CLASSES, dtype=torch.float64, generator=random_source(1))
+    check(leaves, target, weight)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr], ids=str)
+def test_sparse_probabilities(layout: torch.layout) -> None:
+    leaves, _ = make_inputs()
+    probabilities = torch.eye(CLASSES, dtype=torch.float64)[:ROWS]
+    found = results(fused, leaves, probabilities.to_sparse(layout=layout))
+    torch.testing.assert_close(found, results(fused, leaves, probabilities))
+
+
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 def test_as_torch_where_it_has_it(reduction: str) -> None:
     leaves, target = make_inputs()

@@ -218,6 +218,35 @@ def test_transformed_logits(classes: int, dtype: torch.dtype) -> None:
     torch.testing.assert_close(ours, (-log_softmax / 20).to(dtype))
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr], ids=str)
+def test_sparse(layout: torch.layout) -> None:
+    """F.cross_entropy takes them too, but for the gradient of the logits."""
+    logits, _, weight = make_case(6, 5, torch.float64)
+    dense = F.threshold(logits.flip(0).softmax(1), 0.2, 0.0)
+    target = dense.to_sparse(layout=layout)
+    upstream = torch.tensor(0.7, dtype=torch.float64)
+    options = {"weight": weight, "label_smoothing": 0.1}
+    found = run(softreg_ext.cross_entropy, logits, target, upstream, **options)
+    expected = run(softreg_ext.cross_entropy, logits, dense, upstream, **options)
+    found[2] = found[2].to_dense()
+    expected[2] = expected[2].masked_fill(dense == 0, 0)
+    torch.testing.assert_close(found, expected)
+    theirs = F.cross_entropy(logits, target, reduction="sum")
+    torch.testing.assert_close(softreg_ext.cross_entropy(logits, target, reduction="sum"), theirs)
+
+
+def test_sparse_labels_are_refused() -> None:
+    logits, labels, _ = make_case(6, 5, torch.float64)
+    for loss in (F.cross_entropy, softreg_ext.cross_entropy):
+        with pytest.raises(NotImplementedError):
+            loss(logits, labels.to_sparse())
+    for name, sparse in {"input": logits, "target": labels}.items():
+        given = {"input": logits, "target": labels, name: sparse.to_sparse()}
+        with pytest.raises(NotImplementedError, match=f"{name} must be dense, but its layout is"):
+            softreg_ext.cross_entropy(**given)
+
+
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_opcheck(options: dict[str, Any]) -> None:
     logits, _, weight = make_case(6, 5, torch.float64)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
@@ -103,6 +104,29 @@ def test_after_fork() -> None:
     """In the child of a process that has used its threads."""
     run = subprocess.run([sys.executable, "-c", AFTER_FORK], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+class NoKernels:
+    """The compiled module, as a device without kernels sees it."""
+
+    def __getattr__(self, name: str) -> Any:
+        def refuse(*_: Any) -> None:
+            raise NotImplementedError("Could not run, and a long list of backends")
+
+        return refuse
+
+
+@pytest.mark.parametrize("op", ["cross_entropy", "linear_cross_entropy"])
+def test_devices_without_kernels_are_named(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (softreg_ext.functional, softreg_ext.linear):
+        monkeypatch.setattr(module, "_C", NoKernels())
+    with FakeTensorMode():
+        there, target = torch.empty(4, 4, device="xpu"), torch.empty(4, device="xpu").long()
+    layer = [there] if op == "linear_cross_entropy" else []
+    with pytest.raises(NotImplementedError, match=f"^{op}: input is on xpu:0, for which .* no ker"):
+        getattr(softreg_ext, op)(there, *layer, target)
+    with pytest.raises(NotImplementedError, match=r"^Could not run"):
+        getattr(softreg_ext, op)(*[torch.ones(4, 4)] * (1 + len(layer)), torch.ones(4))
 
 
 def test_torch_function_mode() -> None:

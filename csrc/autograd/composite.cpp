@@ -90,7 +90,8 @@ ForwardOutputs cross_entropy_forward_composite(const CrossEntropyArgs& args) {
   const at::Tensor y = transformed(args, args.logits);
   const at::Tensor counted = has_ignored ? y.masked_fill(coefficients.ignored, 0) : y;
   const at::Tensor target = args.target.to(args.has_probabilities() ? type : at::kLong);
-  const auto weight = args.has_weight() ? std::make_optional(args.weight->to(type)) : std::nullopt;
+  const auto weight =
+      args.has_weight() ? std::make_optional(args.weight->to(type).flatten()) : std::nullopt;
   at::Tensor loss =
       at::cross_entropy_loss_symint(counted, target, weight, static_cast<int64_t>(args.reduction),
                                     args.ignore_index, args.label_smoothing);
