@@ -1,6 +1,7 @@
-// What a row's target says, and what a row's results make of it: scalar work, once a row, the same
-// on every device. Included by the kernels alone, after the values whose overloads the formulas
-// call: no argument-dependent lookup finds those of a SIMD vector.
+// What a row's target says, and what a row's results make of it: scalar work, once a row, but for
+// what a CPU does for several rows at a time (cpu/kernels_row_ends.h). Included by the kernels
+// alone, after the values whose overloads the formulas call: no argument-dependent lookup finds
+// those of a SIMD vector.
 #pragma once
 
 #include "core/cross_entropy.h"

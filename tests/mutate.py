@@ -62,6 +62,11 @@ MUTATIONS = [
     Mutation(
         "cpu/kernels_along_row.h", "write_beside<kMayBeWeighted>(i)", "write_beside<false>(i)"
     ),
+    Mutation("cpu/kernels_row_ends.h", "load_part(weight_, count_, A(0))", "load_vec(weight_)"),
+    Mutation("cpu/kernels_row_ends.h", "end_rows(row + 1)", "end_rows(row)"),
+    Mutation("cpu/kernels_row_ends.h", "x + Vec<double>::size()", "x"),
+    Mutation("cpu/kernels_row_gradients.h", "of_label(Vec<A>(exps_[", "of_label(Vec<A>(exps_[0 * "),
+    Mutation("cpu/kernels_row_gradients.h", "value(gradients.label, First{1}", "value(0, First{1}"),
     Mutation("core/row_state.h", "state.coefficient * change", "state.coefficient"),
     Mutation("cpu/kernels_memory.h", "return padded(x, lanes.count, A(0));", "return x;"),
     Mutation("cpu/kernels_vec.h", "{low + x.low, high + x.high}", "{low + x.low, high}"),
@@ -77,7 +82,7 @@ MUTATIONS = [
         "cpu/kernels_row_state.h", "args.weight ? args.weight + first", "args.weight ? args.weight"
     ),
     Mutation(
-        "cpu/kernels_along_row.h", "merge(state, states[i], args.all_classes_count())", "states[i]"
+        "cpu/kernels_along_row.h", "merge(state, of_row[i], args.all_classes_count())", "of_row[i]"
     ),
     Mutation("cpu/kernels_row_gradients.h", "static_cast<A>(lane)), at_label", "A(0)), at_label"),
     Mutation("cpu/kernels_memory.h", "stored(0).store(to);", ""),

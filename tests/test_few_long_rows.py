@@ -57,6 +57,22 @@ def test_whatever_the_number_of_threads() -> None:
     check_same_bits_for_any_thread_count(logits, target)
 
 
+def test_total_weight_whatever_the_number_of_threads() -> None:
+    """And whether a gradient is computed beside: it is what both divide by."""
+    logits, target, weight = make_case(3, 2 * SHARED, torch.float32)
+    target[:] = torch.arange(3)
+    weight[:3] = torch.tensor([1.0, 2**-53, 2**-53])
+    arguments = (logits, target, weight, 1, -100, 0.0, 0.0, 1.0, None, False)
+    ops, found = torch.ops.softreg_ext, set()
+    threads = torch.get_num_threads()
+    for count in (1, 4):
+        torch.set_num_threads(count)
+        found.add(ops.cross_entropy_forward(*arguments)[3].item())
+        found.add(ops.cross_entropy_forward_with_gradient(*arguments, 1.0)[3].item())
+    torch.set_num_threads(threads)
+    assert found == {1 + 2**-52}
+
+
 def test_ignored_rows_are_not_read() -> None:
     logits, target, _ = make_case(3, SHARED, torch.float32)
     logits[1] = float("nan")

@@ -134,7 +134,10 @@ ForwardTotals run_forward(const ForwardArgs<T, A>& args) {
   blocks.parallel_for_each([&](int64_t block, int64_t row, int64_t, Columns columns) {
     states[block] = kernels.state_of_columns(args, row, columns);
   });
-  return kernels.forward_of_states(args, 0, args.rows, states.data(), blocks.columns_of_row);
+  const int64_t of_row = blocks.columns_of_row;
+  return run_forward(blocks.of_whole_rows(), [&](int64_t begin, int64_t end) {
+    return kernels.forward_of_states(args, begin, end, states.data() + begin * of_row, of_row);
+  });
 }
 
 // The same bits, by one thread.

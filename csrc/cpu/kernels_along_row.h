@@ -1,22 +1,33 @@
 // Vectors along a row: for many classes, adjacent in memory. Included by the kernels alone.
 #pragma once
 
+#include "cpu/kernels_row_ends.h"
 #include "cpu/kernels_row_gradients.h"
 
 namespace softreg {
 namespace {
 
-// One row of the forward pass. state_of_row(): of all its columns, asked for where they are read.
-template <typename T, typename A, typename StateOfRow>
-SOFTREG_INLINE RowTarget forward_row(const ForwardArgs<T, A>& args, int64_t row,
-                                     ForwardTotals& totals, StateOfRow state_of_row) {
-  const RowTarget target(args, row, totals.bad_row);
-  if (is_read(args, target)) {
-    finish_row(args, row, target, state_of_row(), label_logit(args, row, target), totals);
-  } else {
-    add_row(args, row, target, A(0), A(0), A(0), A(0), A(0), totals);
+// Where the forward pass goes alone.
+struct NothingMore {
+  template <typename A>
+  SOFTREG_INLINE void operator()(int64_t, RowTarget, const RowState<A>&) const {}
+};
+
+// Rows of the forward pass. state_of_row(row): of all its columns, asked for where they are read.
+// then(row, target, state): before the next row.
+template <typename T, typename A, typename StateOfRow, typename Then>
+SOFTREG_INLINE ForwardTotals forward_rows(const ForwardArgs<T, A>& args, int64_t begin, int64_t end,
+                                          StateOfRow state_of_row, Then then) {
+  ForwardTotals totals;
+  RowEnds<T, A> ends(args);
+  for (int64_t row = begin; row < end; ++row) {
+    const RowTarget target(args, row, totals.bad_row);
+    const RowState<A> state = is_read(args, target) ? state_of_row(row) : RowState<A>::empty();
+    ends.add(row, target, state);
+    then(row, target, state);
   }
-  return target;
+  ends.add_to(totals, end);
+  return totals;
 }
 
 template <typename T>
@@ -36,28 +47,24 @@ ForwardTotals forward_of_states(const ForwardArgs<T, Accumulator<T>>& args, int6
                                 int64_t end, const RowState<Accumulator<T>>* states,
                                 int64_t columns_of_row) {
   using A = Accumulator<T>;
-  ForwardTotals totals;
-  for (int64_t row = begin; row < end; ++row, states += columns_of_row) {
-    forward_row(args, row, totals, [&] {
-      RowState<A> state = states[0];
-      for (int64_t i = 1; i < columns_of_row; ++i) {
-        state = merge(state, states[i], args.all_classes_count());
-      }
-      return state;
-    });
-  }
-  return totals;
+  const auto state_of_row = [&](int64_t row) {
+    const RowState<A>* const of_row = states + (row - begin) * columns_of_row;
+    RowState<A> state = of_row[0];
+    for (int64_t i = 1; i < columns_of_row; ++i) {
+      state = merge(state, of_row[i], args.all_classes_count());
+    }
+    return state;
+  };
+  return forward_rows(args, begin, end, state_of_row, NothingMore());
 }
 
 template <typename T, typename A>
 ForwardTotals forward_along_row(const ForwardArgs<T, A>& args, int64_t begin, int64_t end) {
-  ForwardTotals totals;
   Staged<A> staged;
-  for (int64_t row = begin; row < end; ++row) {
-    forward_row(args, row, totals,
-                [&] { return state_of_columns(args, row, all_columns(args), staged); });
-  }
-  return totals;
+  const auto state_of_row = [&](int64_t row) {
+    return state_of_columns(args, row, all_columns(args), staged);
+  };
+  return forward_rows(args, begin, end, state_of_row, NothingMore());
 }
 
 template <typename T, typename A>
@@ -95,18 +102,18 @@ ForwardTotals forward_with_gradient_along_row(const ForwardArgs<T, A>& forward,
                                               const BackwardArgs<T, A>& backward, int64_t begin,
                                               int64_t end) {
   Staged<A> exps[2];
-  ForwardTotals totals;
   RowGradientWriter<T, A> writer(backward);
-  for (int64_t row = begin; row < end; ++row) {
-    A* const these = exps[row % 2].values;
-    const RowTarget target = forward_row(forward, row, totals, [&] {
-      return state_of_chunk(forward.logits.row(row), forward.classes,
-                            RowWeights<T, A>(forward, row, 0), forward.all_classes_count(),
-                            KeptExps<T, A>{these, writer});
-    });
+  const auto exps_of = [&](int64_t row) { return exps[row % 2].values; };
+  const auto state_of_row = [&](int64_t row) {
+    return state_of_chunk(forward.logits.row(row), forward.classes,
+                          RowWeights<T, A>(forward, row, 0), forward.all_classes_count(),
+                          KeptExps<T, A>{exps_of(row), writer});
+  };
+  const auto write = [&](int64_t row, RowTarget target, const RowState<A>& state) {
     writer.write_rest(is_read(forward, target));
-    writer.begin(row, target, these);
-  }
+    writer.begin(row, target, state, exps_of(row));
+  };
+  const ForwardTotals totals = forward_rows(forward, begin, end, state_of_row, write);
   writer.write_rest(false);
   end_of_streams();
   return totals;

@@ -2,7 +2,8 @@
 #pragma once
 
 #include "cpu/kernels_row_state.h"
-#include "cpu/kernels_target.h"
+// after the vectors, whose overloads the formulas call
+#include "row_target.h"
 
 namespace softreg {
 namespace {
@@ -25,9 +26,9 @@ struct RowGradients {
 
   // Member by member: to copy what narrow stores have just put together is to wait for it.
   SOFTREG_INLINE void begin(const BackwardArgs<T, A>& args, int64_t row, RowTarget target,
-                            int64_t first) {
+                            SavedRow<A> saved, int64_t first) {
     const RowGradient<A> gradient =
-        row_gradient(args, row, target, saved_row(args, row), upstream_gradient(args, row));
+        row_gradient(args, row, target, saved, upstream_gradient(args, row));
     weights.begin(args, row, first);
     softmax_scale = Vec<A>(gradient.softmax_scale);
     weight_scale = Vec<A>(gradient.weight_scale);
@@ -37,19 +38,32 @@ struct RowGradients {
     weighted = args.coefficients_vary();
   }
 
-  // Of the columns from c on, whose exp(x - max) are given. kMayBeWeighted: else none are.
+  // Of the columns from c on, whose exp(x - max) are given, as if none were the label's.
+  // kMayBeWeighted: else none are.
   template <bool kMayBeWeighted = true, typename Lanes>
+  SOFTREG_INLINE Vec<A> of_others(int64_t c, Lanes lanes, Vec<A> exp) const {
+    return logit_gradient(exp, softmax_scale, offset<kMayBeWeighted>(c, lanes), upstream);
+  }
+
+  SOFTREG_INLINE Vec<A> of_label(Vec<A> exp) const {
+    return logit_gradient(exp, softmax_scale, at_label, upstream);
+  }
+
+  // Of the columns from c on, where the label's may be one of them.
+  template <typename Lanes>
   SOFTREG_INLINE Vec<A> operator()(int64_t c, Lanes lanes, Vec<A> exp) const {
-    Vec<A> offset = weight_scale;
-    if (kMayBeWeighted && weighted) {
-      offset = offset * weights(c, lanes);
-    }
-    // Here, not afterwards: to change what was streamed is to wait for it to come back.
+    Vec<A> offsets = offset(c, lanes);
     const uint64_t lane = label - static_cast<uint64_t>(c);
     if (__builtin_expect(lane < static_cast<uint64_t>(Vec<A>::size()), false)) {
-      offset = where_equal(lane_numbers<A>(), Vec<A>(static_cast<A>(lane)), at_label, offset);
+      offsets = where_equal(lane_numbers<A>(), Vec<A>(static_cast<A>(lane)), at_label, offsets);
     }
-    return logit_gradient(exp, softmax_scale, offset, upstream);
+    return logit_gradient(exp, softmax_scale, offsets, upstream);
+  }
+
+ private:
+  template <bool kMayBeWeighted = true, typename Lanes>
+  SOFTREG_INLINE Vec<A> offset(int64_t c, Lanes lanes) const {
+    return kMayBeWeighted && weighted ? weight_scale * weights(c, lanes) : weight_scale;
   }
 };
 
@@ -61,6 +75,34 @@ SOFTREG_INLINE void store_no_gradients(const BackwardArgs<T, A>& args, int64_t r
                    columns.count * sizeof(T));
 }
 
+// Stores a row's gradients: value(c, lanes, of), for the columns from c on, where of(exp) is what
+// is made of their exp(x - max). In the walk the label's column costs a branch that nobody
+// foresees, so it comes afterwards; but not where gradients are streamed, for to change one is to
+// wait for it to come back.
+template <typename T, typename A, typename Value>
+SOFTREG_INLINE void store_gradients(const BackwardArgs<T, A>& args,
+                                    const RowGradients<T, A>& gradients, T* grad, int64_t n,
+                                    Value value) {
+  if (streams(args)) {
+    store_row<A>(grad, n, true, [&](int64_t c, auto lanes) {
+      return value(c, lanes, [&](Vec<A> exp) { return gradients(c, lanes, exp); });
+    });
+    return;
+  }
+  const bool has_label = gradients.label < static_cast<uint64_t>(n);
+  Vec<A> of_label;
+  if (has_label) {  // before it is overwritten, if it lies there
+    of_label =
+        value(gradients.label, First{1}, [&](Vec<A> exp) { return gradients.of_label(exp); });
+  }
+  store_row<A>(grad, n, false, [&](int64_t c, auto lanes) {
+    return value(c, lanes, [&](Vec<A> exp) { return gradients.of_others(c, lanes, exp); });
+  });
+  if (has_label) {
+    store_part(grad + gradients.label, 1, of_label);
+  }
+}
+
 template <typename T, typename A>
 SOFTREG_INLINE void backward_row(const BackwardArgs<T, A>& args, int64_t row, RowTarget target,
                                  Columns columns) {
@@ -69,22 +111,22 @@ SOFTREG_INLINE void backward_row(const BackwardArgs<T, A>& args, int64_t row, Ro
     return;
   }
   RowGradients<T, A> gradients;
-  gradients.begin(args, row, target, columns.first);
+  const SavedRow<A> saved = saved_row(args, row);
+  gradients.begin(args, row, target, saved, columns.first);
   const T* logits = args.logits.row(row) + columns.first;
   T* grad = args.grad.row(row) + columns.first;
-  const Vec<A> max(args.row_max[row]);
+  const Vec<A> max(saved.max);
   const auto load = [&](int64_t c, auto lanes) {
     fetch_ahead(logits + c);
     return load_lanes(lanes, logits + c, A(0));
   };
   if (args.transform.is_identity) {
-    store_row<A>(grad, columns.count, streams(args), [&](int64_t c, auto lanes) {
-      return gradients(c, lanes, vexp(load(c, lanes) - max));
-    });
+    store_gradients(args, gradients, grad, columns.count,
+                    [&](int64_t c, auto lanes, auto of) { return of(vexp(load(c, lanes) - max)); });
   } else {
-    store_row<A>(grad, columns.count, streams(args), [&](int64_t c, auto lanes) {
+    store_gradients(args, gradients, grad, columns.count, [&](int64_t c, auto lanes, auto of) {
       const auto y = transform_logit(args.transform, load(c, lanes));
-      return gradients(c, lanes, vexp(y.value - max)) * y.slope;
+      return of(vexp(y.value - max)) * y.slope;
     });
   }
 }
@@ -100,14 +142,16 @@ class RowGradientWriter {
   SOFTREG_INLINE explicit RowGradientWriter(const BackwardArgs<T, A>& args)
       : args_(args), streams_(streams(args)) {}
 
-  // `exps`: exp(x - max) of the logits, until all is written.
-  SOFTREG_INLINE void begin(int64_t row, RowTarget target, const A* exps) {
+  // `exps`: exp(x - max) of the logits, until all is written; `state`: of the row.
+  SOFTREG_INLINE void begin(int64_t row, RowTarget target, const RowState<A>& state,
+                            const A* exps) {
     grad_ = beside_ = nullptr;
     if (!is_read(args_, target)) {
       store_no_gradients(args_, row, all_columns(args_));
       return;
     }
-    gradients_.begin(args_, row, target, 0);
+    const SavedRow<A> saved{shift(state.exp.max), state.exp.sum, static_cast<A>(state.coefficient)};
+    gradients_.begin(args_, row, target, saved, 0);
     exps_ = exps;
     grad_ = args_.grad.row(row);
     beside_ = kBeside && !streams_ ? grad_ : nullptr;
@@ -119,24 +163,32 @@ class RowGradientWriter {
     T* const to = beside_;
     if (kBeside && to) {
       fetch_ahead(to + c);
-      store_vec(to + c, gradient<kMayBeWeighted>(c, All()));
+      store_vec(to + c, gradients_.template of_others<kMayBeWeighted>(c, All(), exp_of(c, All())));
     }
   }
 
   // What is left when each whole vector had its turn, or none had.
   SOFTREG_INLINE void write_rest(bool had_turns) const {
-    if (grad_) {
-      const int64_t n = args_.classes, done = beside_ && had_turns ? n - n % kWidth : 0;
-      store_row<A>(grad_ + done, n - done, streams_,
-                   [&](int64_t c, auto lanes) { return gradient<true>(done + c, lanes); });
+    const int64_t n = args_.classes;
+    if (grad_ && streams_) {
+      store_row<A>(grad_, n, true,
+                   [&](int64_t c, auto lanes) { return gradients_(c, lanes, exp_of(c, lanes)); });
+    } else if (grad_) {
+      const int64_t done = beside_ && had_turns ? n - n % kWidth : 0;
+      store_row<A>(grad_ + done, n - done, false, [&](int64_t c, auto lanes) {
+        return gradients_.of_others(done + c, lanes, exp_of(done + c, lanes));
+      });
+      if (gradients_.label < static_cast<uint64_t>(n)) {
+        const Vec<A> of_label = gradients_.of_label(Vec<A>(exps_[gradients_.label]));
+        store_part(grad_ + gradients_.label, 1, of_label);
+      }
     }
   }
 
  private:
-  template <bool kMayBeWeighted, typename Lanes>
-  SOFTREG_INLINE Vec<A> gradient(int64_t c, Lanes lanes) const {
-    return gradients_.template operator()<kMayBeWeighted>(c, lanes,
-                                                          load_lanes(lanes, exps_ + c, A(0)));
+  template <typename Lanes>
+  SOFTREG_INLINE Vec<A> exp_of(int64_t c, Lanes lanes) const {
+    return load_lanes(lanes, exps_ + c, A(0));
   }
 
   const BackwardArgs<T, A>& args_;

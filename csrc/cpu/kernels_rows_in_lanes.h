@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/kernels_lane_gradients.h"
+#include "cpu/kernels_row_ends.h"
 
 namespace softreg {
 namespace {
@@ -35,21 +36,6 @@ SOFTREG_INLINE auto for_target(const CrossEntropyRows<T, A>& args, Run run) {
   return args.is_plain() ? run_for(TargetIs<Target::kPlainLabels>())
                          : run_for(TargetIs<Target::kLabels>());
 }
-
-// Whether the classes besides the label have coefficients.
-template <Target kTarget, typename T, typename A>
-SOFTREG_INLINE bool has_coefficients(const CrossEntropyRows<T, A>& args) {
-  return has_probabilities(kTarget) || (!is_plain(kTarget) && args.all_classes_count());
-}
-
-// What the forward pass knows of a vector of rows. Of many tiles the weighted sums are wide:
-// classes with the same coefficients round the same way each time.
-template <typename V>
-struct LaneForward {
-  using State = RowState<V, WideOf<V>>;
-  State state = State::empty();
-  V label_logit{typename V::value_type(0)};
-};
 
 // Adds a tile whose maximum is known; beside(c) after each of its classes. kKeepsExps: they take
 // the place of the logits.
@@ -97,38 +83,6 @@ SOFTREG_INLINE void add_tile(LaneForward<V>& rows, const CrossEntropyRows<T, A>&
   rows.label_logit = label_logit;
 }
 
-// Ends a vector of rows of the forward pass, as add_row() ends one.
-template <Target kTarget, typename T, typename A, typename V>
-SOFTREG_INLINE void add_rows(const ForwardArgs<T, A>& args, const Place<T>& place,
-                             const LaneTargets<V>& targets, const LaneForward<V>& rows,
-                             LaneTotals<A>& totals) {
-  const int64_t row = place.row, count = place.count;
-  const auto& state = rows.state;
-  const V max = shift(state.exp.max), log_sum = vlog(state.exp.sum);
-  // of rows that need not be read 0, whether or not others beside them were
-  const auto saved = [&](V x) { return args.lse ? x : targets.of_counting(x); };
-  store_lane_vec(args.row_max + row, count, saved(max));
-  store_lane_vec(args.sum + row, count, saved(state.exp.sum));
-  if (args.lse) {
-    store_lane_vec(args.lse + row, count, max + log_sum);
-  }
-  if (has_probabilities(kTarget)) {
-    store_lane_vec(args.coefficient_sum + row, count, narrowed(state.coefficient));
-  }
-  V weighted_nll(0);
-  if (has_coefficients<kTarget>(args)) {
-    weighted_nll = narrowed(
-        weighted_negative_log_likelihood(state.coefficient, WideOf<V>(log_sum), state.logit));
-  }
-  const V loss = targets.of_counting(
-      loss_of_row(args, targets.weight, rows.label_logit, max, log_sum, weighted_nll));
-  totals.loss.add(loss);
-  totals.weight.add(targets.weight);
-  if (args.loss) {
-    store_lane_vec(args.loss + row, count, loss);
-  }
-}
-
 // Three tiles are under way at a time: the logits of the next one are read, and the gradients of
 // the last one written, class by class beside the exponentials of this one. So memory and
 // arithmetic keep each other company, and nothing waits for the end of a row. `writer`: a
@@ -171,7 +125,7 @@ SOFTREG_INLINE ForwardTotals forward_walk(const ForwardArgs<T, A>& args, const R
       writer.write_rest(done);
     }
     if (ends_rows) {
-      add_rows<kTarget>(args, place, targets, rows, of_lanes);
+      add_rows<kTarget>(args, place.row, place.count, targets, rows, of_lanes);
       if constexpr (kWrites) {
         const RowGradient<V> gradients =
             row_gradients(writer.args(), place, targets, shift(rows.state.exp.max));

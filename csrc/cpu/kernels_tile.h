@@ -3,7 +3,8 @@
 #pragma once
 
 #include "cpu/kernels_lane_vec.h"
-#include "cpu/kernels_target.h"
+// after the vectors, whose overloads the formulas call
+#include "row_target.h"
 
 namespace softreg {
 namespace {
