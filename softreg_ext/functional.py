@@ -157,7 +157,7 @@ def cross_entropy(
         )
         raise
     except NotImplementedError:
-        dense = arguments.densified(target)
+        dense = arguments.densified(target)  # here: to ask in each call would take longer
         arguments.explain_missing_kernel(
             "cross_entropy", {"input": input, "target": dense, "weight": weight}
         )

@@ -65,7 +65,6 @@ MUTATIONS = [
     Mutation("cpu/kernels_row_ends.h", "load_part(weight_, count_, A(0))", "load_vec(weight_)"),
     Mutation("cpu/kernels_row_ends.h", "end_rows(row + 1)", "end_rows(row)"),
     Mutation("cpu/kernels_row_ends.h", "x + Vec<double>::size()", "x"),
-    Mutation("cpu/kernels_row_gradients.h", "of_label(Vec<A>(exps_[", "of_label(Vec<A>(exps_[0 * "),
     Mutation("cpu/kernels_row_gradients.h", "value(gradients.label, First{1}", "value(0, First{1}"),
     Mutation("core/row_state.h", "state.coefficient * change", "state.coefficient"),
     Mutation("cpu/kernels_memory.h", "return padded(x, lanes.count, A(0));", "return x;"),

@@ -78,12 +78,11 @@ SOFTREG_INLINE void store_no_gradients(const BackwardArgs<T, A>& args, int64_t r
 // Stores a row's gradients: value(c, lanes, of), for the columns from c on, where of(exp) is what
 // is made of their exp(x - max). In the walk the label's column costs a branch that nobody
 // foresees, so it comes afterwards; but not where gradients are streamed, for to change one is to
-// wait for it to come back.
+// wait for it to come back. Not streamed, the first `done` are there already, but for the label's.
 template <typename T, typename A, typename Value>
-SOFTREG_INLINE void store_gradients(const BackwardArgs<T, A>& args,
-                                    const RowGradients<T, A>& gradients, T* grad, int64_t n,
-                                    Value value) {
-  if (streams(args)) {
+SOFTREG_INLINE void store_gradients(const RowGradients<T, A>& gradients, T* grad, int64_t n,
+                                    bool streams, Value value, int64_t done = 0) {
+  if (streams) {
     store_row<A>(grad, n, true, [&](int64_t c, auto lanes) {
       return value(c, lanes, [&](Vec<A> exp) { return gradients(c, lanes, exp); });
     });
@@ -95,7 +94,8 @@ SOFTREG_INLINE void store_gradients(const BackwardArgs<T, A>& args,
     of_label =
         value(gradients.label, First{1}, [&](Vec<A> exp) { return gradients.of_label(exp); });
   }
-  store_row<A>(grad, n, false, [&](int64_t c, auto lanes) {
+  store_row<A>(grad + done, n - done, false, [&](int64_t i, auto lanes) {
+    const int64_t c = done + i;
     return value(c, lanes, [&](Vec<A> exp) { return gradients.of_others(c, lanes, exp); });
   });
   if (has_label) {
@@ -121,13 +121,14 @@ SOFTREG_INLINE void backward_row(const BackwardArgs<T, A>& args, int64_t row, Ro
     return load_lanes(lanes, logits + c, A(0));
   };
   if (args.transform.is_identity) {
-    store_gradients(args, gradients, grad, columns.count,
+    store_gradients(gradients, grad, columns.count, streams(args),
                     [&](int64_t c, auto lanes, auto of) { return of(vexp(load(c, lanes) - max)); });
   } else {
-    store_gradients(args, gradients, grad, columns.count, [&](int64_t c, auto lanes, auto of) {
-      const auto y = transform_logit(args.transform, load(c, lanes));
-      return of(vexp(y.value - max)) * y.slope;
-    });
+    store_gradients(gradients, grad, columns.count, streams(args),
+                    [&](int64_t c, auto lanes, auto of) {
+                      const auto y = transform_logit(args.transform, load(c, lanes));
+                      return of(vexp(y.value - max)) * y.slope;
+                    });
   }
 }
 
@@ -169,19 +170,10 @@ class RowGradientWriter {
 
   // What is left when each whole vector had its turn, or none had.
   SOFTREG_INLINE void write_rest(bool had_turns) const {
-    const int64_t n = args_.classes;
-    if (grad_ && streams_) {
-      store_row<A>(grad_, n, true,
-                   [&](int64_t c, auto lanes) { return gradients_(c, lanes, exp_of(c, lanes)); });
-    } else if (grad_) {
-      const int64_t done = beside_ && had_turns ? n - n % kWidth : 0;
-      store_row<A>(grad_ + done, n - done, false, [&](int64_t c, auto lanes) {
-        return gradients_.of_others(done + c, lanes, exp_of(done + c, lanes));
-      });
-      if (gradients_.label < static_cast<uint64_t>(n)) {
-        const Vec<A> of_label = gradients_.of_label(Vec<A>(exps_[gradients_.label]));
-        store_part(grad_ + gradients_.label, 1, of_label);
-      }
+    if (grad_) {
+      const int64_t n = args_.classes, done = beside_ && had_turns ? n - n % kWidth : 0;
+      const auto value = [&](int64_t c, auto lanes, auto of) { return of(exp_of(c, lanes)); };
+      store_gradients(gradients_, grad_, n, streams_, value, done);
     }
   }
 
