@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +34,13 @@ KERNEL_FLAGS = {
     "generic": ["-DCPU_CAPABILITY=DEFAULT"],
     **(X86_KERNEL_FLAGS if platform.machine() in ("x86_64", "AMD64") else {}),
 }
+# Each is compiled once for each of these: compilers run side by side, and none for minutes.
+KERNEL_DTYPES = {
+    "float32": "float",
+    "float64": "double",
+    "bfloat16": "c10::BFloat16",
+    "float16": "c10::Half",
+}
 # at::parallel_for is serial without OpenMP; no -std: torch chooses the one its headers need.
 # Products and sums are rounded one by one unless mul_add says so: a gradient has the same bits from
 # either pass, into whichever loop it is inlined. at::vec's headers trip the four warnings off.
@@ -49,7 +57,9 @@ CXX_FLAGS = [
 ]
 # How many compilers run at a time.
 JOBS = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
-CUDA_ARCHS = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
+# What is compiled for 8.0 runs on 8.6 and 8.9 as well: within a major version code is upward
+# compatible.
+CUDA_ARCHS = ("7.5", "8.0", "9.0", "10.0", "12.0")
 
 
 class CudaPlan(NamedTuple):
@@ -236,16 +246,19 @@ def main() -> None:
             }
 
         def compile_extension(self, ext) -> None:
-            def compile_kernels(name: str) -> list[str]:
+            def compile_kernels(kernels: tuple[str, str]) -> list[str]:
+                name, dtype = kernels
+                flags = [*KERNEL_FLAGS[name], f"-DSOFTREG_DTYPE={KERNEL_DTYPES[dtype]}"]
                 return self.compiler.compile(
                     [f"csrc/cpu/kernels_{name}.cpp"],
-                    output_dir=str(Path(self.build_temp, f"kernels_{name}").resolve()),
+                    output_dir=str(Path(self.build_temp, f"kernels_{name}_{dtype}").resolve()),
                     include_dirs=ext.include_dirs,
-                    extra_postargs={"cxx": CXX_FLAGS + KERNEL_FLAGS[name], "nvcc": []},
+                    extra_postargs={"cxx": CXX_FLAGS + flags, "nvcc": []},
                 )
 
+            longest_first = product(reversed(KERNEL_FLAGS), KERNEL_DTYPES)
             with ThreadPoolExecutor(JOBS) as pool:
-                for objects in pool.map(compile_kernels, KERNEL_FLAGS):
+                for objects in pool.map(compile_kernels, longest_first):
                     ext.extra_objects.extend(objects)
             super().build_extension(ext)
 

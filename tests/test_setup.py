@@ -64,7 +64,7 @@ def test_default_archs_are_those_nvcc_knows() -> None:
     listed = (
         "compute_75\ncompute_80\ncompute_86\ncompute_89\ncompute_90\ncompute_100\ncompute_103\n"
     )
-    assert setup.default_archs(listed) == "7.5;8.0;8.6;8.9;9.0;10.0+PTX"
+    assert setup.default_archs(listed) == "7.5;8.0;9.0;10.0+PTX"
 
 
 def test_numbers_print_where_the_compiler_would_link_a_second_cxx_library(tmp_path: Path) -> None:

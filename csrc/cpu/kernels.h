@@ -57,12 +57,18 @@ struct CrossEntropyKernels {
   TotalWeightKernel<T>* total_weight;
 };
 
+enum class InstructionSet { kGeneric, kAvx2, kAvx512 };
+
+// Defined where they are compiled, by kernels.inc.h.
+template <InstructionSet kSet, typename T>
+const CrossEntropyKernels<T>& kernels_of();
+
 struct KernelSet {
   const char* name;
-  CrossEntropyKernels<float> float32;
-  CrossEntropyKernels<double> float64;
-  CrossEntropyKernels<c10::BFloat16> bfloat16;
-  CrossEntropyKernels<c10::Half> float16;
+  const CrossEntropyKernels<float>& float32;
+  const CrossEntropyKernels<double>& float64;
+  const CrossEntropyKernels<c10::BFloat16>& bfloat16;
+  const CrossEntropyKernels<c10::Half>& float16;
 
   template <typename T>
   const CrossEntropyKernels<T>& of() const {

@@ -1,5 +1,6 @@
-// The table of one kernel set, compiled once per instruction set by the kernels_*.cpp beside this
-// file. No STL with code of its own, no static initialisers: see kernels_vec.h.
+// The kernels of one instruction set, compiled by the kernels_*.cpp beside this file: for a dtype
+// at a time, SOFTREG_DTYPE, so that compilers run side by side, or else for all. No STL with code
+// of its own, no static initialisers: see kernels_vec.h.
 
 #include "cpu/kernels_vec_exp.h"
 // after the vectors, whose overloads the formulas call
@@ -64,16 +65,25 @@ int64_t grad_target(const BackwardArgs<T, Accumulator<T>>& args, int64_t begin, 
              : grad_target_rows_in_lanes(args, begin, end);
 }
 
-template <typename T>
-constexpr CrossEntropyKernels<T> kKernels = {
-    forward<T>,          forward_with_gradient<T>, backward<T>,    grad_target<T>,
-    state_of_columns<T>, forward_of_states<T>,     total_weight<T>};
-
 }  // namespace
 
-const KernelSet SOFTREG_KERNEL_SET = {
-    SOFTREG_KERNEL_SET_NAME, kKernels<float>,     kKernels<double>,
-    kKernels<c10::BFloat16>, kKernels<c10::Half>,
-};
+template <InstructionSet kSet, typename T>
+const CrossEntropyKernels<T>& kernels_of() {
+  static constexpr CrossEntropyKernels<T> kernels = {
+      forward<T>,          forward_with_gradient<T>, backward<T>,    grad_target<T>,
+      state_of_columns<T>, forward_of_states<T>,     total_weight<T>};
+  return kernels;
+}
+
+#ifdef SOFTREG_DTYPE
+template const CrossEntropyKernels<SOFTREG_DTYPE>&
+kernels_of<SOFTREG_INSTRUCTION_SET, SOFTREG_DTYPE>();
+#else
+template const CrossEntropyKernels<float>& kernels_of<SOFTREG_INSTRUCTION_SET, float>();
+template const CrossEntropyKernels<double>& kernels_of<SOFTREG_INSTRUCTION_SET, double>();
+template const CrossEntropyKernels<c10::BFloat16>&
+kernels_of<SOFTREG_INSTRUCTION_SET, c10::BFloat16>();
+template const CrossEntropyKernels<c10::Half>& kernels_of<SOFTREG_INSTRUCTION_SET, c10::Half>();
+#endif
 
 }  // namespace softreg

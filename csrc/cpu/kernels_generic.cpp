@@ -1,4 +1,3 @@
 // Any processor: at::vec's portable vectors, which on aarch64 are NEON.
-#define SOFTREG_KERNEL_SET kernels_generic
-#define SOFTREG_KERNEL_SET_NAME "generic"
+#define SOFTREG_INSTRUCTION_SET InstructionSet::kGeneric
 #include "cpu/kernels.inc.h"
