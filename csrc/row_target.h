@@ -1,7 +1,6 @@
-// What a row's target says, and what a row's results make of it: scalar work, once a row, but for
-// what a CPU does for several rows at a time (cpu/kernels_row_ends.h). Included by the kernels
-// alone, after the values whose overloads the formulas call: no argument-dependent lookup finds
-// those of a SIMD vector.
+// What a row's target says, and what a row's results make of it: of one row, or of the rows in the
+// lanes of a SIMD vector. Included by the kernels alone, after the values whose overloads the
+// formulas call: no argument-dependent lookup finds those of such a vector.
 #pragma once
 
 #include "core/cross_entropy.h"
@@ -131,44 +130,6 @@ SOFTREG_INLINE F loss_of_row(const CrossEntropyRows<T, A>& args, F label_weight,
                     negative_log_likelihood(log_sum, label_logit - max), weighted_nll);
   }
   return args.z_loss != 0 ? loss + z_term(F(args.z_loss), max + log_sum) : loss;
-}
-
-// Keeps one row's results. `label_logit` is the transformed logit of a row that counts.
-template <typename T, typename A>
-SOFTREG_INLINE void add_row(const ForwardArgs<T, A>& args, int64_t row, RowTarget target,
-                            A label_logit, A max, A sum, A log_sum, A weighted_nll,
-                            ForwardTotals& totals) {
-  args.row_max[row] = max;
-  args.sum[row] = sum;
-  if (args.lse) {
-    args.lse[row] = max + log_sum;
-  }
-  A loss = 0;
-  if (target.counts) {
-    const A weight = row_weight(args, target);
-    loss = loss_of_row(args, weight, label_logit, max, log_sum, weighted_nll);
-    totals.weight.add(weight);
-  }
-  totals.loss.add(loss);
-  if (args.loss) {
-    args.loss[row] = static_cast<T>(loss);
-  }
-}
-
-// Ends one row of the forward pass, from the state of all of its logits.
-template <typename T, typename A>
-SOFTREG_INLINE void finish_row(const ForwardArgs<T, A>& args, int64_t row, RowTarget target,
-                               const RowState<A>& state, A label_logit, ForwardTotals& totals) {
-  const A max = shift(state.exp.max), log_sum = vlog(state.exp.sum);
-  A weighted_nll = 0;
-  if (args.all_classes_count()) {
-    weighted_nll = static_cast<A>(
-        weighted_negative_log_likelihood<double>(state.coefficient, log_sum, state.logit));
-    if (args.has_probabilities()) {
-      args.coefficient_sum[row] = static_cast<A>(state.coefficient);
-    }
-  }
-  add_row(args, row, target, label_logit, max, state.exp.sum, log_sum, weighted_nll, totals);
 }
 
 }  // namespace

@@ -80,12 +80,36 @@ __device__ __forceinline__ A label_logit(const ForwardArgs<T, A>& args, int64_t 
   return args.transform.is_identity ? logit : transform_logit(args.transform, logit).value;
 }
 
-// By one thread.
+// Ends a row, from the state of all of its logits. By one thread.
 template <typename T, typename A>
 __device__ __forceinline__ void finish_row(const ForwardArgs<T, A>& args, int64_t row,
                                            const RowState<A>& state, ForwardTotals& totals) {
   const RowTarget target = checked_target(args, row);
-  finish_row(args, row, target, state, label_logit(args, row, target), totals);
+  const A of_label = label_logit(args, row, target);
+  const A max = shift(state.exp.max), log_sum = vlog(state.exp.sum);
+  args.row_max[row] = max;
+  args.sum[row] = state.exp.sum;
+  if (args.lse) {
+    args.lse[row] = max + log_sum;
+  }
+  if (args.has_probabilities()) {
+    args.coefficient_sum[row] = static_cast<A>(state.coefficient);
+  }
+  A loss = 0;
+  if (target.counts) {
+    A weighted_nll = 0;
+    if (args.all_classes_count()) {
+      weighted_nll = static_cast<A>(
+          weighted_negative_log_likelihood<double>(state.coefficient, log_sum, state.logit));
+    }
+    const A weight = row_weight(args, target);
+    loss = loss_of_row(args, weight, of_label, max, log_sum, weighted_nll);
+    totals.weight.add(weight);
+  }
+  totals.loss.add(loss);
+  if (args.loss) {
+    args.loss[row] = static_cast<T>(loss);
+  }
 }
 
 // States of rows, until each thread of the team has one: then they finish theirs together.

@@ -42,18 +42,23 @@ __global__ void __launch_bounds__(kResidentThreads<T>, 1)
   }
 }
 
-template <template <typename, bool> class Gradients, typename T>
+template <template <typename, bool> class Gradients, bool kPlain, typename T>
 cudaError_t launch_gradient(const BackwardArgs<T, Accumulator<T>>& args, const KnownGradient& known,
                             const GpuLimits& limits, cudaStream_t stream) {
-  const bool plain = args.is_plain();
   const LaunchPlan plan =
-      plan_gradient(launch_shape<T>(args, Gradients<T, true>::kReadsProbabilities), limits);
+      plan_gradient(launch_shape<T>(args, Gradients<T, kPlain>::kReadsProbabilities), limits);
   Launches launches{stream};
-  launches.add(plain ? cross_entropy_gradient_kernel<Gradients, T, true>
-                     : cross_entropy_gradient_kernel<Gradients, T, false>,
-               dim3(plan.blocks, plan.columns), plan.threads, plan.shared_bytes(), args, known,
-               plan.team, plan.sources);
+  launches.add(cross_entropy_gradient_kernel<Gradients, T, kPlain>, dim3(plan.blocks, plan.columns),
+               plan.threads, plan.shared_bytes(), args, known, plan.team, plan.sources);
   return launches.error;
+}
+
+template <typename T>
+cudaError_t launch_logit_gradients(const BackwardArgs<T, Accumulator<T>>& args,
+                                   const KnownGradient& known, const GpuLimits& limits,
+                                   cudaStream_t stream) {
+  return args.is_plain() ? launch_gradient<LogitGradients, true>(args, known, limits, stream)
+                         : launch_gradient<LogitGradients, false>(args, known, limits, stream);
 }
 
 }  // namespace
@@ -61,20 +66,20 @@ cudaError_t launch_gradient(const BackwardArgs<T, Accumulator<T>>& args, const K
 template <typename T>
 cudaError_t launch_backward(const BackwardArgs<T, Accumulator<T>>& args, const GpuLimits& limits,
                             cudaStream_t stream) {
-  return launch_gradient<LogitGradients>(args, {}, limits, stream);
+  return launch_logit_gradients(args, {}, limits, stream);
 }
 
 template <typename T>
 cudaError_t launch_grad_target(const BackwardArgs<T, Accumulator<T>>& args, const GpuLimits& limits,
                                cudaStream_t stream) {
-  return launch_gradient<TargetGradients>(args, {}, limits, stream);
+  return launch_gradient<TargetGradients, false>(args, {}, limits, stream);
 }
 
 template <typename T>
 cudaError_t launch_correction(const BackwardArgs<T, Accumulator<T>>& args,
                               const KnownGradient& known, const GpuLimits& limits,
                               cudaStream_t stream) {
-  return launch_gradient<LogitGradients>(args, known, limits, stream);
+  return launch_logit_gradients(args, known, limits, stream);
 }
 
 #define SOFTREG_GRADIENTS(T)                                                                     \

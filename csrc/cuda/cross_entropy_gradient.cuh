@@ -94,9 +94,10 @@ struct LogitGradients {
   }
 };
 
-// The gradient of a row's target of probabilities.
+// The gradient of a row's target of probabilities, where all classes count.
 template <typename T, bool kPlain>
 struct TargetGradients {
+  static_assert(!kPlain);
   using A = Accumulator<T>;
   static constexpr int kWidth = Pack<T>::kItems;
   static constexpr bool kReadsProbabilities = false;
@@ -119,9 +120,8 @@ struct TargetGradients {
     WidePack<T> x(logits);
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) {
-      const A y = kPlain || args.transform.is_identity
-                      ? x.items[i]
-                      : transform_logit(args.transform, x.items[i]).value;
+      const A y = args.transform.is_identity ? x.items[i]
+                                             : transform_logit(args.transform, x.items[i]).value;
       x.items[i] =
           probability_gradient(weight[i], on, negative_log_likelihood(log_sum, y - max), upstream);
     }

@@ -33,7 +33,7 @@ KERNELS = {
     "merge_columns_kernel": 4,
     "add_totals_kernel": 8,  # in two sources
     "total_weight_kernel": 4,
-    "cross_entropy_gradient_kernel": 16,  # of the logits or of probabilities besides
+    "cross_entropy_gradient_kernel": 12,  # of probabilities besides, never plain
     "cross_entropy_forward_with_gradient_kernel": 8,
 }
 # 16-byte loads, into registers or shared memory, and stores that a thread of a kernel needs: the
