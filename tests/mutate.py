@@ -10,14 +10,12 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from suites import KERNEL_SUITES
 from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
-SUITES = ["test_beyond_the_original.py", "test_functional.py", "test_probabilities.py"]
-SUITES += ["test_k_dimensional.py", "test_autograd.py", "test_properties.py", "test_tracers.py"]
-SUITES += ["test_large_gradients.py", "cpu/test_large_results.py"]
-SUITES += ["test_early_gradient.py", "test_forward_with_gradient.py", "test_sums.py"]
-SUITES += ["test_few_long_rows.py", "test_in_place.py", "cpu/test_rounding.py"]
+SUITES = [*KERNEL_SUITES, "test_autograd.py", "test_properties.py", "test_tracers.py"]
+SUITES += ["cpu/test_large_results.py", "test_early_gradient.py"]
 SUITES += ["test_linear.py", "test_linear_arguments.py"]
 SUITES += ["test_linear_autocast.py", "test_linear_products.py"]
 # Once more as on a processor without vector units, where half types are multiplied as float32.

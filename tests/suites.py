@@ -11,6 +11,12 @@ from typing import Any
 
 Done = subprocess.CompletedProcess[str]
 
+# What each instruction set's kernels do: values, gradients, bad labels.
+KERNEL_SUITES = ["test_functional.py", "test_k_dimensional.py", "test_large_gradients.py"]
+KERNEL_SUITES += ["test_probabilities.py", "test_forward_with_gradient.py", "test_sums.py"]
+KERNEL_SUITES += ["test_few_long_rows.py", "test_in_place.py", "cpu/test_rounding.py"]
+KERNEL_SUITES += ["test_beyond_the_original.py"]
+
 
 def run_suite(file: str, *options: str, **environment: str) -> Done:
     """A test file of this folder, with options for pytest."""

@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 import torch
-from suites import Done, assert_passed, run_suite, side_by_side
+from suites import KERNEL_SUITES, Done, assert_passed, run_suite, side_by_side
 
 from softreg_ext import _extension
 
@@ -17,13 +17,8 @@ CAPABILITIES = {"generic": "default", "avx2": "avx2", "avx512": "avx512"}
 # torch's name for what this processor has; each includes those before it.
 AVAILABLE = {"DEFAULT": 1, "AVX2": 2, "AVX512": 3}.get(torch.backends.cpu.get_cpu_capability(), 1)
 ACTIVE = _extension._C.build_info()["active_cpu_kernels"]
-# What runs on the kernels: values, gradients, bad labels.
-SUITES = ["test_functional.py", "test_k_dimensional.py", "test_large_gradients.py"]
-SUITES += ["test_probabilities.py", "test_forward_with_gradient.py", "test_sums.py"]
-SUITES += ["test_few_long_rows.py", "test_in_place.py", "cpu/test_rounding.py"]
-SUITES += ["test_beyond_the_original.py"]
 # Half types are multiplied as float32 where a lesser set is all there is.
-SUITES += ["test_linear_products.py"]
+SUITES = [*KERNEL_SUITES, "test_linear_products.py"]
 pytestmark = pytest.mark.skipif(
     "ATEN_CPU_CAPABILITY" in os.environ, reason="an instruction set is forced in this process"
 )
