@@ -256,9 +256,8 @@ def main() -> None:
                     extra_postargs={"cxx": CXX_FLAGS + flags, "nvcc": []},
                 )
 
-            longest_first = product(reversed(KERNEL_FLAGS), KERNEL_DTYPES)
             with ThreadPoolExecutor(JOBS) as pool:
-                for objects in pool.map(compile_kernels, longest_first):
+                for objects in pool.map(compile_kernels, product(KERNEL_FLAGS, KERNEL_DTYPES)):
                     ext.extra_objects.extend(objects)
             super().build_extension(ext)
 

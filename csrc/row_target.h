@@ -4,7 +4,6 @@
 #pragma once
 
 #include "core/cross_entropy.h"
-#include "core/row_state.h"
 #include "kernel_args.h"
 
 namespace softreg {
