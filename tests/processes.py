@@ -1,6 +1,8 @@
 """Processes that do the same thing at the same time, as those of a distributed job do."""
 
 import os
+import queue
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,16 +10,19 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-TIMEOUT_S = 60  # for those that wait for one that has failed
+TIMEOUT_S = 150  # for those that wait for one that has failed
 
 
-def _serve(rank: int, count: int, store: str, orders: Any, reports: Any) -> None:
+def _serve(rank: int, count: int, store: str, orders: Any, reports: Any, imported: Any) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
+    # Where processors are few and busy, the last may be minutes behind the first.
+    imported.wait()
     timeout = timedelta(seconds=TIMEOUT_S)
     dist.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=count, timeout=timeout
@@ -35,13 +40,14 @@ def _serve(rank: int, count: int, store: str, orders: Any, reports: Any) -> None
 class Processes:
     def __init__(self, count: int, folder: Path) -> None:
         context = mp.get_context("spawn")
+        self.imported = context.Barrier(count)  # kept: they open it by its name
         self.orders = [context.SimpleQueue() for _ in range(count)]
         self.reports = context.Queue()
         self.number = 0
         self.processes = [
             context.Process(
                 target=_serve,
-                args=(rank, count, str(folder / "store"), orders, self.reports),
+                args=(rank, count, str(folder / "store"), orders, self.reports, self.imported),
                 daemon=True,
             )
             for rank, orders in enumerate(self.orders)
@@ -60,9 +66,16 @@ class Processes:
 
     def _report(self) -> str | None:
         """The next one of this run: of one before, which was not waited for, some may be left."""
+        deadline = time.monotonic() + 4 * TIMEOUT_S
         number = -1
         while number != self.number:
-            number, report = self.reports.get(timeout=4 * TIMEOUT_S)
+            try:
+                number, report = self.reports.get(timeout=1)
+            except queue.Empty:
+                codes = [process.exitcode for process in self.processes]
+                if any(code is not None for code in codes) or time.monotonic() > deadline:
+                    self.kill()  # the runs after this one need not wait as long
+                    pytest.fail(f"no report; exit statuses of the processes: {codes}")
         return report
 
     def end(self) -> None:
@@ -70,6 +83,10 @@ class Processes:
             orders.put(None)
         for process in self.processes:
             process.join(TIMEOUT_S)
+        self.kill()
+
+    def kill(self) -> None:
+        for process in self.processes:
             process.kill()
 
 

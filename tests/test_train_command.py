@@ -198,7 +198,10 @@ def test_control_c(tmp_path: Path) -> None:
             if line.startswith("epoch 2/"):
                 process.send_signal(signal.SIGINT)
                 break
-        _, errors = process.communicate(timeout=60)
+        try:
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert errors == "softreg: interrupted: the epochs above are saved\n"
     assert {path.name for path in tmp_path.iterdir()} == FILES
