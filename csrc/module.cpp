@@ -8,7 +8,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "cpu/kernels.h"
+#include "cpu/active_kernels.h"
 #include "cpu/large_results.h"
 #include "linear_cross_entropy.h"
 #include "ops.h"
@@ -40,13 +40,10 @@ auto eager(Outputs (*entry)(Args...)) {
 }
 
 pybind11::dict build_info() {
-  std::vector<std::string> kernels = {kernels_generic.name};
-#ifdef SOFTREG_KERNELS_AVX2
-  kernels.emplace_back(kernels_avx2.name);
-#endif
-#ifdef SOFTREG_KERNELS_AVX512
-  kernels.emplace_back(kernels_avx512.name);
-#endif
+  std::vector<std::string> kernels;
+  for (const KernelSet& compiled : compiled_kernels()) {
+    kernels.emplace_back(compiled.name);
+  }
   pybind11::dict info;
   info["compiler"] = __VERSION__;
   info["cxx_standard"] = __cplusplus;

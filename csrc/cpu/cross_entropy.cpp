@@ -9,7 +9,7 @@
 
 #include "args.h"
 #include "checks.h"
-#include "cpu/kernels.h"
+#include "cpu/active_kernels.h"
 #include "cpu/large_results.h"
 #include "kernel_inputs.h"
 #include "parts.h"

@@ -1,10 +1,5 @@
-// The table of CPU kernels, one per instruction set, and how the host picks one.
+// The kernels of a dtype, which each instruction set has.
 #pragma once
-
-#include <c10/util/BFloat16.h>
-#include <c10/util/Half.h>
-
-#include <type_traits>
 
 #include "core/row_state.h"
 #include "kernel_args.h"
@@ -62,33 +57,5 @@ enum class InstructionSet { kGeneric, kAvx2, kAvx512 };
 // Defined where they are compiled, by kernels.inc.h.
 template <InstructionSet kSet, typename T>
 const CrossEntropyKernels<T>& kernels_of();
-
-struct KernelSet {
-  const char* name;
-  const CrossEntropyKernels<float>& float32;
-  const CrossEntropyKernels<double>& float64;
-  const CrossEntropyKernels<c10::BFloat16>& bfloat16;
-  const CrossEntropyKernels<c10::Half>& float16;
-
-  template <typename T>
-  const CrossEntropyKernels<T>& of() const {
-    if constexpr (std::is_same_v<T, float>) {
-      return float32;
-    } else if constexpr (std::is_same_v<T, double>) {
-      return float64;
-    } else if constexpr (std::is_same_v<T, c10::BFloat16>) {
-      return bfloat16;
-    } else {
-      return float16;
-    }
-  }
-};
-
-extern const KernelSet kernels_generic;
-extern const KernelSet kernels_avx2;    // defined where SOFTREG_KERNELS_AVX2 is
-extern const KernelSet kernels_avx512;  // defined where SOFTREG_KERNELS_AVX512 is
-
-// The set for this machine, chosen once; ATEN_CPU_CAPABILITY=default|avx2|avx512 overrides.
-const KernelSet& active_kernels();
 
 }  // namespace softreg
