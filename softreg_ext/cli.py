@@ -112,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=_integer(0), default=0, metavar="N", help="of weights and batches")
     out_help = "run folder, runs/<time> if left out"
     add("--out", metavar="DIR", default=argparse.SUPPRESS, help=out_help)
+    add("--overwrite", action="store_true", help="replace the run that --out holds")
     add("--device", default="auto", help="auto (the CPU), cpu, cuda or cuda:N")
     # One: a step is so short that a second thread gains a tenth, and loses the twentyfold
     # when the core it spins on is taken.

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 class CrossEntropyLoss(_WeightedLoss):
     """Softmax cross-entropy of logits; see :func:`softreg_ext.cross_entropy`.
 
-    Takes what :class:`torch.nn.CrossEntropyLoss` takes, by the same names, and can stand in its
-    place. ``weight`` is a buffer: it moves with ``.to()`` and is saved with the state.
+    Takes what :class:`torch.nn.CrossEntropyLoss` takes, by the same names (the deprecated ones by
+    name alone), and can stand in its place. ``weight`` is a buffer: it moves with ``.to()`` and is
+    saved with the state.
 
     Args:
         weight: one factor for each class, shape (C); default: all 1.

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pickle
 import platform
 import tempfile
 import time
@@ -43,6 +44,11 @@ class RunFolder:
         """All files of a complete run."""
         return self.metrics, self.model, self.curves, self.predictions, self.weights
 
+    @property
+    def held(self) -> tuple[Path, ...]:
+        """Those of them that are there."""
+        return tuple(filter(Path.exists, self.files))
+
     @classmethod
     def create(cls, path: str | Path) -> "RunFolder":
         """Makes the folder, or takes an existing one, and tries whether it can be written.
@@ -55,7 +61,7 @@ class RunFolder:
             folder.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder.path):
                 pass
-            for path in filter(Path.exists, folder.files):
+            for path in folder.held:
                 with path.open("ab"):
                     pass
         except OSError as error:
@@ -111,6 +117,8 @@ class RunFolder:
         # torch.load answers damage with whatever exception the damage leads to.
         try:
             net.load_state_dict(torch.load(self.model, map_location="cpu", weights_only=True))
+        except (pickle.UnpicklingError, EOFError) as error:
+            raise RunError(f"{self.model}: cannot be read: not what torch.save writes") from error
         except Exception as error:
             reason = " ".join(str(error).split())
             raise RunError(f"{self.model}: cannot be read: {reason}") from error

@@ -48,6 +48,11 @@ def run_training(args: argparse.Namespace) -> int:
     """
     if args.data == "synthetic" and args.data_dir is not None:
         raise UsageError(f"argument --data-dir: {args.data_dir!r} contradicts --data synthetic")
+    if args.out and not args.overwrite and (held := RunFolder(args.out).held):
+        raise UsageError(
+            f"argument --out: {args.out!r} holds {held[0].name} of another run: "
+            "--overwrite replaces it"
+        )
     device = _device(args.device)
     torch.set_num_threads(args.threads)
     dataset = load_dataset(args.data, args.data_dir)
@@ -100,15 +105,15 @@ def _train(
         interrupt.check()
 
     def on_epoch(name: str, result: EpochResult) -> None:
-        # Saved every epoch: neither an interrupt nor a crash costs more than the epoch it hits.
-        if trainees[name] is chosen:
-            save()
-        progress.on_epoch(name, result)
         if not math.isfinite(result.train_loss):
             raise TrainError(
                 f"train loss became {result.train_loss} in epoch {result.epoch}: "
                 f"try a smaller --lr than {args.lr:g}"
             )
+        # Saved every epoch: neither an interrupt nor a crash costs more than the epoch it hits.
+        if trainees[name] is chosen:
+            save()
+        progress.on_epoch(name, result)
 
     steps = len(chosen.train_iter)
     with Progress(args.epochs, steps, list(trainees)) as progress, Interrupt() as interrupt:

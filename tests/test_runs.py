@@ -65,9 +65,10 @@ def test_damaged_parts_are_named(tmp_path: Path) -> None:
     folder.metrics.write_text("[]")
     with pytest.raises(RunError, match=r"metrics\.json: expected an object, found list"):
         folder.load_metrics()
-    folder.model.write_bytes(b"no model")
-    with pytest.raises(RunError, match=r"model\.pt: cannot be read"):
-        folder.load_model()
+    for damaged in (b"no model", b""):
+        folder.model.write_bytes(damaged)
+        with pytest.raises(RunError, match=r"model\.pt: cannot be read: not what torch\.save"):
+            folder.load_model()
     torch.save(SoftmaxRegression(4, 3).state_dict(), folder.model)
     with pytest.raises(RunError, match=r"model\.pt: cannot be read.*size mismatch"):
         folder.load_model()

@@ -117,7 +117,7 @@ def test_model_belongs_to_the_last_epoch(train: Callable[..., int], tmp_path: Pa
 def test_results_depend_on_the_seed_only(train: Callable[..., int], tmp_path: Path) -> None:
     losses = []
     for options in (("--loader", "tensor"), ("--loader", "dataloader"), ("--seed", "1")):
-        assert train(*options) == 0
+        assert train("--overwrite", *options) == 0
         losses.append([e["train_loss"] for e in read_metrics(tmp_path / "run")["epochs"]])
     assert losses[0] == losses[1] != losses[2]
 
@@ -127,7 +127,7 @@ def test_threads(train: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> 
     asked: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
     monkeypatch.setattr("os.cpu_count", lambda: 3)
-    assert train() == 0 and train("--threads", "3") == 0
+    assert train() == 0 and train("--overwrite", "--threads", "3") == 0
     assert asked == [1, 3]
     assert train("--threads", "4") == 2
 
@@ -208,12 +208,40 @@ def test_control_c(tmp_path: Path) -> None:
     assert len(read_metrics(tmp_path)["epochs"]) >= 2
 
 
+def contents(run: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in run.iterdir()}
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_diverging_is_an_error(
-    train: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train("--lr", "1e38") == 1
+    assert train() == 0
+    before = contents(tmp_path / "run")
+    capsys.readouterr()
+    assert train("--overwrite", "--lr", "1e38") == 1
     errors = capsys.readouterr().err
     assert errors.startswith("softreg: error: train loss became ") and "--lr than 1e+38" in errors
+    assert contents(tmp_path / "run") == before, "of the epochs that came to something"
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_another_run_is_left_alone(
+    train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "notes.txt").write_text("not a run's")
+    assert train() == 0
+    before = contents(run)
+    capsys.readouterr()
+    assert train("--seed", "1") == 2
+    wanted = f"argument --out: {str(run)!r} holds metrics.json of another run: --overwrite"
+    assert wanted in capsys.readouterr().err
+    assert contents(run) == before
+    assert train("--overwrite", "--seed", "1") == 0
+    after = contents(run)
+    assert after["model.pt"] != before["model.pt"] and after["notes.txt"] == before["notes.txt"]
 
 
 def test_unwritable_folder_is_told_before_training(

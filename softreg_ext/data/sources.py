@@ -131,7 +131,7 @@ def _search() -> FashionData:
 def _load_folder(folder: Path) -> FashionData:
     """Reads the four files of `folder`, or of the torchvision layout within it."""
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder")
+        raise DataError(f"data folder {folder}: no such folder")
     nested = folder / _TORCHVISION_LAYOUT
     lacking = []
     for place in (nested, folder) if nested.is_dir() else (folder,):
