@@ -152,12 +152,9 @@ def run(rank: int, given: argparse.Namespace, store: str) -> None:
         rows += measure(size, given.rounds)
         if rank == 0:
             print(f"{size.rows}x{size.classes} {size.dtype} measured", flush=True)
-    if rank == 0:
-        where = surroundings()
-        write_table(given.out / "sharded.csv", [{**row, **where} for row in rows])
-        text = report(rows, where)
-        (given.out / "sharded.md").write_text(text)
-        print(text)
+            where = surroundings()
+            write_table(given.out / "sharded.csv", [{**row, **where} for row in rows])
+            (given.out / "sharded.md").write_text(report(rows, where))
     dist.destroy_process_group()
 
 
@@ -169,6 +166,7 @@ def main(words: list[str] | None = None) -> None:
     given = arguments.parse(parser, words, "processes", "rounds")
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(run, (given, str(Path(folder) / "store")), nprocs=given.processes)
+    print((given.out / "sharded.md").read_text())
 
 
 if __name__ == "__main__":

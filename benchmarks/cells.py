@@ -81,20 +81,21 @@ class Cell:
 
 def grid(threads: list[int], quick: bool) -> Iterator[Cell]:
     """Every cell to measure; the quick grid is one of float32 on all threads."""
+    most = max(threads)
     if quick:
-        yield from (Cell(size, "float32", threads[-1]) for size in QUICK_SIZES)
-        yield Cell(IMAGES, "float32", threads[-1])
-        yield Cell((4096, 1000), "float32", threads[-1], "probabilities")
+        yield from (Cell(size, "float32", most) for size in QUICK_SIZES)
+        yield Cell(IMAGES, "float32", most)
+        yield Cell((4096, 1000), "float32", most, "probabilities")
         return
     for count in threads:
         for size in SIZES:
             yield from (Cell(size, dtype, count) for dtype in ("float32", "bfloat16"))
-    yield Cell((4096, 1000), "float64", threads[-1])
+    yield Cell((4096, 1000), "float64", most)
     for count in threads:
         yield Cell(IMAGES, "float32", count)
     for variant in VARIANTS[1:]:
-        yield Cell((4096, 1000), "float32", threads[-1], variant)
-        yield Cell(IMAGES, "float32", threads[-1], variant)
+        yield Cell((4096, 1000), "float32", most, variant)
+        yield Cell(IMAGES, "float32", most, variant)
 
 
 def gpu_grid(quick: bool, device: str = "cuda") -> Iterator[Cell]:

@@ -136,7 +136,12 @@ def test_another_kernel_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--seconds", "0"], "--seconds.*0.0"), (["--threads", "0"], "--threads.*0")],
+    [
+        (["--seconds", "0"], "--seconds.*0.0"),
+        (["--seconds", "nan"], "--seconds.*nan"),
+        (["--threads", "1", "0"], "--threads.*0"),
+        (["--out", __file__], f"--out.*{re.escape(__file__)}"),
+    ],
 )
 def test_bad_options(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
@@ -144,6 +149,18 @@ def test_bad_options(
     with pytest.raises(SystemExit):
         bench_cross_entropy.parse(arguments)
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_quick_run_is_not_among_the_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("arguments.RESULTS", tmp_path / "results")
+    assert bench_cross_entropy.parse([]).out == tmp_path / "results"
+    assert bench_cross_entropy.parse(["--quick"]).out == tmp_path / "results" / "quick"
+
+
+def test_quick_grid_is_on_most_threads() -> None:
+    assert {cell.threads for cell in grid([2, 1], quick=True)} == {2}
 
 
 def test_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
