@@ -69,7 +69,9 @@ def cross_entropy(
 
     Where it differs: a row whose label is ``ignore_index`` is not read, so a NaN in it does not
     reach the gradient; a ``label_smoothing`` below 0 or NaN is an error; int32 and int16 labels
-    are taken as well.
+    are taken as well; ``size_average`` and ``reduce`` are taken by name alone, so that
+    ``ignore_index`` comes next to ``weight``; TorchScript traces it but cannot compile it; the mean
+    of smoothed labels that all have weight 0 is infinite, not NaN.
 
     ``input`` may be a DTensor, which shares out the rows, the classes or both, and ``target`` and
     ``weight`` are then DTensors on the same mesh or the same on every process. The loss is one too,

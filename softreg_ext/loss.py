@@ -14,6 +14,15 @@ if TYPE_CHECKING:
     from torch.nn import LinearCrossEntropyOptions
 
 
+_BEYOND = {"z_loss": 0.0, "logit_scale": 1.0, "softcap": None}
+
+
+def _options_beyond(loss: nn.Module) -> str:
+    """For repr: the options that PyTorch's loss lacks, where they are not as by default."""
+    given = {name: getattr(loss, name) for name in _BEYOND}
+    return ", ".join(f"{name}={given[name]}" for name in given if given[name] != _BEYOND[name])
+
+
 class CrossEntropyLoss(_WeightedLoss):
     """Softmax cross-entropy of logits; see :func:`softreg_ext.cross_entropy`.
 
@@ -63,6 +72,9 @@ class CrossEntropyLoss(_WeightedLoss):
             logit_scale=self.logit_scale,
             softcap=self.softcap,
         )
+
+    def extra_repr(self) -> str:
+        return _options_beyond(self)
 
 
 class LinearCrossEntropyLoss(_WeightedLoss):
@@ -147,4 +159,6 @@ class LinearCrossEntropyLoss(_WeightedLoss):
         )
 
     def extra_repr(self) -> str:
-        return f"num_classes={self.num_classes}, out_features={self.out_features}"
+        listed = ("num_classes", "out_features", "reduction", "ignore_index", "label_smoothing")
+        options = ", ".join(f"{name}={getattr(self, name)}" for name in (*listed, "options"))
+        return ", ".join(filter(None, (options, _options_beyond(self))))

@@ -131,7 +131,7 @@ def test_module() -> None:
     leaves = [input, module.linear.weight.view(8, 2, FEATURES), module.linear.bias.view(8, 2)]
     expected = apart(leaves, target, weight=weight, label_smoothing=0.1)
     torch.testing.assert_close(module(input, target), expected)
-    assert "num_classes=8, out_features=(2,)" in repr(module)
+    assert "num_classes=8, out_features=(2,), reduction=mean" in repr(module)
     if hasattr(nn, "LinearCrossEntropyLoss"):
         torchs = nn.LinearCrossEntropyLoss(FEATURES, 8, **options)
         module.load_state_dict(torchs.state_dict())

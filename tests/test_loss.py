@@ -26,6 +26,12 @@ def test_same_loss_state_and_repr(weight: torch.Tensor | None) -> None:
     assert repr(ours) == repr(theirs)
 
 
+def test_repr_names_what_pytorchs_loss_lacks() -> None:
+    assert repr(softreg_ext.CrossEntropyLoss(z_loss=1e-4)) == "CrossEntropyLoss(z_loss=0.0001)"
+    both = softreg_ext.LinearCrossEntropyLoss(4, 5, reduction="sum", softcap=30.0, logit_scale=2)
+    assert "reduction=sum" in repr(both) and "logit_scale=2, softcap=30.0\n" in repr(both)
+
+
 def test_weight_follows_to() -> None:
     ours, _ = pair(torch.ones(10))
     assert ours.double().weight.dtype == torch.float64
