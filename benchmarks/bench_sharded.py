@@ -147,14 +147,17 @@ def run(rank: int, given: argparse.Namespace, store: str) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=given.processes
     )
+    where = surroundings()
     rows: list[dict[str, Any]] = []
     for size in QUICK_SIZES if given.quick else SIZES:
         rows += measure(size, given.rounds)
         if rank == 0:
             print(f"{size.rows}x{size.classes} {size.dtype} measured", flush=True)
-            where = surroundings()
             write_table(given.out / "sharded.csv", [{**row, **where} for row in rows])
-            (given.out / "sharded.md").write_text(report(rows, where))
+            text = report(rows, where)
+            (given.out / "sharded.md").write_text(text)
+    if rank == 0:
+        print(text)
     dist.destroy_process_group()
 
 
@@ -166,7 +169,6 @@ def main(words: list[str] | None = None) -> None:
     given = arguments.parse(parser, words, "processes", "rounds")
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(run, (given, str(Path(folder) / "store")), nprocs=given.processes)
-    print((given.out / "sharded.md").read_text())
 
 
 if __name__ == "__main__":

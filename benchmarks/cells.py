@@ -80,7 +80,7 @@ class Cell:
 
 
 def grid(threads: list[int], quick: bool) -> Iterator[Cell]:
-    """Every cell to measure; the quick grid is one of float32 on all threads."""
+    """Every cell to measure; the quick grid is one of float32 on most threads."""
     most = max(threads)
     if quick:
         yield from (Cell(size, "float32", most) for size in QUICK_SIZES)

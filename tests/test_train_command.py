@@ -129,7 +129,7 @@ def test_threads(train: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("os.cpu_count", lambda: 3)
     assert train() == 0 and train("--overwrite", "--threads", "3") == 0
     assert asked == [1, 3]
-    assert train("--threads", "4") == 2
+    assert train("--overwrite", "--threads", "4") == 2
 
 
 @pytest.mark.usefixtures("no_pictures")
