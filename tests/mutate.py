@@ -64,8 +64,14 @@ MUTATIONS = [
     Mutation("cpu/kernels_row_ends.h", "end_rows(row + 1)", "end_rows(row)"),
     Mutation("cpu/kernels_row_ends.h", "x + Vec<double>::size()", "x"),
     Mutation("cpu/kernels_row_gradients.h", "value(gradients.label, First{1}", "value(0, First{1}"),
+    Mutation("cpu/kernels_rows_together.h", "others = step(others, c, First{n - c});", ""),
+    Mutation("cpu/kernels_rows_together.h", "folded<kWidth>(k * kWidth, ", "folded<kWidth>(0, "),
+    Mutation("cpu/kernels_rows_together.h", "labels[r] < 0 ? 0 : labels[r]", "0"),
+    Mutation("cpu/kernels_rows_together.h", "args.lse || args.classes <=", "args.classes <="),
+    Mutation("cpu/kernels_rows_together.h", "(targets, count, args.grad_lse)", "(targets, 0, 0)"),
+    Mutation("cpu/kernels_lanes.h", " << k * kWidth;", ";"),
     Mutation("core/row_state.h", "state.coefficient * change", "state.coefficient"),
-    Mutation("cpu/kernels_memory.h", "return padded(x, lanes.count, A(0));", "return x;"),
+    Mutation("cpu/kernels_memory.h", "return padded(x, lanes.count, padding);", "return x;"),
     Mutation("cpu/kernels_vec.h", "{low + x.low, high + x.high}", "{low + x.low, high}"),
     Mutation("cpu/kernels_vec_memory.h", "_mm512_set1_epi32(0x7fff)", "_mm512_set1_epi32(0x8000)"),
     Mutation(
@@ -74,7 +80,7 @@ MUTATIONS = [
     Mutation("kernel_inputs.h", "args.label_smoothing / rows_.classes", "args.label_smoothing"),
     Mutation("cpu/kernels_row_state.h", "lanes.max > sums.max", "lanes.max < sums.max"),
     Mutation("cpu/kernels_row_state.h", "block.sum = sum_of_exp(", "sum_of_exp("),
-    Mutation("cpu/kernels_row_gradients.h", "target.label - first", "target.label"),
+    Mutation("cpu/kernels_row_gradients.h", "label_of_row - first", "label_of_row"),
     Mutation(
         "cpu/kernels_row_state.h", "args.weight ? args.weight + first", "args.weight ? args.weight"
     ),

@@ -15,7 +15,7 @@ Done = subprocess.CompletedProcess[str]
 KERNEL_SUITES = ["test_functional.py", "test_k_dimensional.py", "test_large_gradients.py"]
 KERNEL_SUITES += ["test_probabilities.py", "test_forward_with_gradient.py", "test_sums.py"]
 KERNEL_SUITES += ["test_few_long_rows.py", "test_in_place.py", "cpu/test_rounding.py"]
-KERNEL_SUITES += ["test_beyond_the_original.py"]
+KERNEL_SUITES += ["test_beyond_the_original.py", "test_rows_together.py"]
 
 
 def run_suite(file: str, *options: str, **environment: str) -> Done:

@@ -45,7 +45,7 @@ def test_same_bits(
 
 @pytest.mark.parametrize("z_loss", [0.0, 0.01])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("classes", [40, 130, 200, 2048])
+@pytest.mark.parametrize("classes", [40, 130, 200, 500, 2048])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_logits_as_they_are(
     dtype: torch.dtype, classes: int, smoothing: float, z_loss: float

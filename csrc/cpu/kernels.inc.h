@@ -7,34 +7,46 @@
 #include "cpu/kernels.h"
 #include "cpu/kernels_along_row.h"
 #include "cpu/kernels_rows_in_lanes.h"
+#include "cpu/kernels_rows_together.h"
 
 namespace softreg {
 namespace {
 
-// The most classes for which rows that are apart in memory are brought side by side. To bring them
-// there costs as much as to fold the lanes of that many vectors; a gradient, which has nothing to
-// fold, would have to be brought back besides. 16 lanes cost more to fold than 8.
-constexpr int64_t kMostBackward = kTileClasses;
-template <typename T>
-constexpr int64_t kMostForward = kTransposes<T> && Vec<float>::size() == 16 ? 128 : kTileClasses;
+// Ways over rows that are apart in memory and whose classes are adjacent. Up to a tile of classes
+// they are brought side by side, for no lanes to fold; what is neither takes that way too.
+template <typename T, typename A>
+bool goes_along_row(const CrossEntropyRows<T, A>& args) {
+  return args.classes > kTileClasses && args.classes_adjacent();
+}
 
 template <typename T, typename A>
-bool goes_along_row(const CrossEntropyRows<T, A>& args, int64_t most_side_by_side) {
-  return args.classes > most_side_by_side && args.classes_adjacent();
+bool goes_together(const CrossEntropyRows<T, A>& args) {
+  return goes_along_row(args) && args.classes <= kMostTogether<T>;
 }
 
 template <typename T>
 ForwardTotals forward(const ForwardArgs<T, Accumulator<T>>& args, int64_t begin, int64_t end) {
-  return goes_along_row(args, kMostForward<T>) ? forward_along_row(args, begin, end)
-                                               : forward_rows_in_lanes(args, begin, end);
+  if constexpr (kMostTogether<T> > 0) {
+    if (goes_together(args)) {
+      return forward_together(args, begin, end);
+    }
+  }
+  return goes_along_row(args) ? forward_along_row(args, begin, end)
+                              : forward_rows_in_lanes(args, begin, end);
 }
 
 template <typename T>
 int64_t backward(const BackwardArgs<T, Accumulator<T>>& args, int64_t begin, int64_t end,
                  Columns columns) {
-  return goes_along_row(args, kMostBackward) && args.grad.classes_adjacent()
-             ? backward_along_row(args, begin, end, columns)
-             : backward_rows_in_lanes(args, begin, end);
+  if (!goes_along_row(args) || !args.grad.classes_adjacent()) {
+    return backward_rows_in_lanes(args, begin, end);
+  }
+  if constexpr (kMostTogether<T> > 0) {
+    if (goes_together(args) && args.transform.is_identity) {
+      return backward_together(args, begin, end);
+    }
+  }
+  return backward_along_row(args, begin, end, columns);
 }
 
 // In one where the forward pass takes the same way alone, for its results are to have the same
@@ -48,9 +60,16 @@ ForwardTotals forward_with_gradient(const ForwardArgs<T, Accumulator<T>>& forwar
   if (classes <= kTileClasses && forward_args.logits.inner == grad.inner) {
     return forward_with_gradient_in_lanes(forward_args, backward_args, begin, end);
   }
-  if (goes_along_row(forward_args, kMostForward<T>) && grad.classes_adjacent() &&
-      classes <= kChunk && forward_args.transform.is_identity) {
-    return forward_with_gradient_along_row(forward_args, backward_args, begin, end);
+  if (goes_along_row(forward_args) && grad.classes_adjacent() &&
+      forward_args.transform.is_identity) {
+    if constexpr (kMostTogether<T> > 0) {
+      if (goes_together(forward_args)) {
+        return forward_with_gradient_together(forward_args, backward_args, begin, end);
+      }
+    }
+    if (classes <= kChunk) {
+      return forward_with_gradient_along_row(forward_args, backward_args, begin, end);
+    }
   }
   const ForwardTotals totals = forward<T>(forward_args, begin, end);
   backward<T>(backward_args, begin, end, all_columns(backward_args));
@@ -60,7 +79,7 @@ ForwardTotals forward_with_gradient(const ForwardArgs<T, Accumulator<T>>& forwar
 template <typename T>
 int64_t grad_target(const BackwardArgs<T, Accumulator<T>>& args, int64_t begin, int64_t end,
                     Columns columns) {
-  return goes_along_row(args, kMostBackward) && args.grad.classes_adjacent()
+  return goes_along_row(args) && args.grad.classes_adjacent()
              ? grad_target_along_row(args, begin, end, columns)
              : grad_target_rows_in_lanes(args, begin, end);
 }

@@ -113,9 +113,8 @@ SOFTREG_INLINE V upstream_of_lanes(const BackwardArgs<T, A>& args, int64_t row, 
 
 // What the rows in the lanes need for their gradients.
 template <typename T, typename A, typename V>
-SOFTREG_INLINE RowGradient<V> row_gradients(const BackwardArgs<T, A>& args, const Place<T>& place,
-                                            const LaneTargets<V>& targets, V max) {
-  const int64_t row = place.row, count = place.count;
+SOFTREG_INLINE RowGradient<V> row_gradients(const BackwardArgs<T, A>& args, int64_t row,
+                                            int64_t count, const LaneTargets<V>& targets, V max) {
   const V sum = load_lane_vec<V>(args.sum + row, count, A(1));
   RowGradient<V> of_rows = row_gradient(
       args, targets.weight, max, sum,

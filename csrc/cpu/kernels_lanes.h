@@ -20,6 +20,7 @@ template <typename V>
 struct LaneTargets {
   using A = typename V::value_type;
   static constexpr int64_t kLanes = V::size(), kWidth = Vec<A>::size();
+  static constexpr uint64_t kAllLanes = (uint64_t(1) << kLanes) - 1;
   LaneIndices<A> label[kLanes / kWidth];  // -1 where none counts
   LaneIndices<A> bad{0};                  // not 0 in lanes where a label was out of range, ever
   V number;                               // the label as a number, if small
@@ -63,16 +64,16 @@ struct LaneTargets {
     }
   }
 
-  SOFTREG_INLINE bool all_count() const {
-    int ignored = 0;
-    for_each_part(counting, [&](int64_t, Vec<A> part) { ignored |= part.zero_mask(); });
-    return ignored == 0;
+  // A bit for each lane that counts.
+  SOFTREG_INLINE uint64_t counting_lanes() const {
+    uint64_t ignored = 0;
+    for_each_part(counting, [&](int64_t k, Vec<A> part) {
+      ignored |= static_cast<uint64_t>(part.zero_mask()) << k * kWidth;
+    });
+    return ignored ^ kAllLanes;
   }
-  SOFTREG_INLINE bool none_counts() const {
-    int ignored = -1;
-    for_each_part(counting, [&](int64_t, Vec<A> part) { ignored &= part.zero_mask(); });
-    return ignored == (1 << Vec<A>::size()) - 1;
-  }
+  SOFTREG_INLINE bool all_count() const { return counting_lanes() == kAllLanes; }
+  SOFTREG_INLINE bool none_counts() const { return counting_lanes() == 0; }
 
   SOFTREG_INLINE V of_counting(V x) const { return softreg::of_counting(counting, x); }
 
@@ -85,6 +86,13 @@ struct LaneTargets {
       return at::vec::convert<A, 1, int64_t, LaneIndices<A>::size() / Vec<int64_t>::size()>(
           label[part] - LaneIndices<A>(first));
     });
+  }
+
+  SOFTREG_INLINE void store_labels(int64_t* to) const {
+    for (const auto& part : label) {
+      part.store(to);
+      to += kWidth;
+    }
   }
 
   // The first bad row of those that were read.
@@ -145,6 +153,14 @@ struct LaneSums<float> {
 template <typename A>
 struct LaneTotals {
   LaneSums<A> loss, weight;
+
+  SOFTREG_INLINE ForwardTotals of_rows(int64_t bad_row) const {
+    ForwardTotals totals;
+    loss.add_to(totals.loss);
+    weight.add_to(totals.weight);
+    totals.bad_row = bad_row;
+    return totals;
+  }
 };
 
 }  // namespace

@@ -24,15 +24,15 @@ SOFTREG_INLINE Vec<A> load_lanes(First lanes, const T* x, A padding) {
   return load_part(x, lanes.count, padding);
 }
 
-// x, and 0 in lanes that there are not.
+// x, and `padding` in lanes that there are not.
 template <typename A>
-SOFTREG_INLINE Vec<A> in_lanes(All, Vec<A> x) {
+SOFTREG_INLINE Vec<A> in_lanes(All, Vec<A> x, A = 0) {
   return x;
 }
 
 template <typename A>
-SOFTREG_INLINE Vec<A> in_lanes(First lanes, Vec<A> x) {
-  return padded(x, lanes.count, A(0));
+SOFTREG_INLINE Vec<A> in_lanes(First lanes, Vec<A> x, A padding = 0) {
+  return padded(x, lanes.count, padding);
 }
 
 // What follows x at a distance is called to the second-level cache: a page's translation, which may

@@ -55,6 +55,17 @@ SOFTREG_INLINE void add_rows(const ForwardArgs<T, A>& args, int64_t row, int64_t
   }
 }
 
+template <typename T, typename A, typename V>
+SOFTREG_INLINE void add_rows(const ForwardArgs<T, A>& args, int64_t row, int64_t count,
+                             const LaneTargets<V>& targets, const LaneForward<V>& rows,
+                             LaneTotals<A>& totals) {
+  if (args.has_probabilities()) {
+    add_rows<Target::kProbabilities>(args, row, count, targets, rows, totals);
+  } else {
+    add_rows<Target::kLabels>(args, row, count, targets, rows, totals);
+  }
+}
+
 // Ends rows that come one after the other. A logarithm, and a dozen scalar operations that wait for
 // one another, would take as long as four vectors of a row's logits.
 template <typename T, typename A>
@@ -103,11 +114,7 @@ class RowEnds {
       // as the vectors are: another tanh than theirs could put it above the row's maximum
       rows.label_logit = transform_logit(args_.transform, rows.label_logit).value;
     }
-    if (args_.has_probabilities()) {
-      add_rows<Target::kProbabilities>(args_, row, count_, targets, rows, totals_);
-    } else {
-      add_rows<Target::kLabels>(args_, row, count_, targets, rows, totals_);
-    }
+    add_rows(args_, row, count_, targets, rows, totals_);
     count_ = 0;
   }
 

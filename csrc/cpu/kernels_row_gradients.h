@@ -27,14 +27,17 @@ struct RowGradients {
   // Member by member: to copy what narrow stores have just put together is to wait for it.
   SOFTREG_INLINE void begin(const BackwardArgs<T, A>& args, int64_t row, RowTarget target,
                             SavedRow<A> saved, int64_t first) {
-    const RowGradient<A> gradient =
-        row_gradient(args, row, target, saved, upstream_gradient(args, row));
+    begin(args, row, target.label,
+          row_gradient(args, row, target, saved, upstream_gradient(args, row)), first);
+  }
+  SOFTREG_INLINE void begin(const BackwardArgs<T, A>& args, int64_t row, int64_t label_of_row,
+                            RowGradient<A> gradient, int64_t first) {
     weights.begin(args, row, first);
     softmax_scale = Vec<A>(gradient.softmax_scale);
     weight_scale = Vec<A>(gradient.weight_scale);
     at_label = Vec<A>(gradient.target_offset);
     upstream = Vec<A>(gradient.upstream);
-    label = static_cast<uint64_t>(target.label - first);
+    label = static_cast<uint64_t>(label_of_row - first);
     weighted = args.coefficients_vary();
   }
 

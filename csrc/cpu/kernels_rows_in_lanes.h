@@ -127,8 +127,8 @@ SOFTREG_INLINE ForwardTotals forward_walk(const ForwardArgs<T, A>& args, const R
     if (ends_rows) {
       add_rows<kTarget>(args, place.row, place.count, targets, rows, of_lanes);
       if constexpr (kWrites) {
-        const RowGradient<V> gradients =
-            row_gradients(writer.args(), place, targets, shift(rows.state.exp.max));
+        const RowGradient<V> gradients = row_gradients(writer.args(), place.row, place.count,
+                                                       targets, shift(rows.state.exp.max));
         writer.begin(place, targets, gradients, these);
       }
       if (!kBeside) {
@@ -139,11 +139,7 @@ SOFTREG_INLINE ForwardTotals forward_walk(const ForwardArgs<T, A>& args, const R
   if (kBeside) {
     writer.write_rest(0);
   }
-  ForwardTotals totals;
-  totals.bad_row = targets.bad_row(args, begin, end);
-  of_lanes.loss.add_to(totals.loss);
-  of_lanes.weight.add_to(totals.weight);
-  return totals;
+  return of_lanes.of_rows(targets.bad_row(args, begin, end));
 }
 
 template <typename T, typename A>
@@ -186,7 +182,7 @@ SOFTREG_INLINE int64_t backward_walk(const BackwardArgs<T, A>& args, int64_t beg
     if (walk.begins_rows()) {
       targets.read(args, place.row, place.count);
       max = load_lane_vec<V>(args.row_max + place.row, place.count, A(0));
-      gradients = row_gradients(args, place, targets, max);
+      gradients = row_gradients(args, place.row, place.count, targets, max);
     }
     writer.begin(place, targets, gradients, tiles);
     const bool in_place = kInPlace && is_read_in_place<V, kTarget>(args, place);

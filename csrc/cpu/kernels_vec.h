@@ -152,6 +152,14 @@ SOFTREG_INLINE Vec<A> lane_numbers() {
 // The lanes before `count` of x; after them `padding`.
 template <typename A>
 SOFTREG_INLINE Vec<A> padded(Vec<A> x, int64_t count, A padding) {
+#if defined(CPU_CAPABILITY_AVX512)
+  const unsigned before = (1u << count) - 1;
+  if constexpr (std::is_same_v<A, float>) {
+    return _mm512_mask_blend_ps(static_cast<__mmask16>(before), Vec<A>(padding), x);
+  } else {
+    return _mm512_mask_blend_pd(static_cast<__mmask8>(before), Vec<A>(padding), x);
+  }
+#endif
   const Vec<A> is_before = lane_numbers<A>() < Vec<A>(static_cast<A>(count));
   return Vec<A>::blendv(Vec<A>(padding), x, is_before);
 }

@@ -1,0 +1,323 @@
+// Vectors along each of as many rows as the vector of rows has lanes, which are taken up together:
+// for rows of so few vectors that their beginnings and ends, one by one, would cost as much as the
+// rest. Included by the kernels alone.
+#pragma once
+
+#include "cpu/kernels_lane_gradients.h"
+#include "cpu/kernels_row_ends.h"
+#include "cpu/kernels_row_gradients.h"
+
+namespace softreg {
+namespace {
+
+// The most classes of such rows: of more, nothing is gained. Half types gain for longer, for they
+// are widened once, not twice. None where at::vec has no shuffles.
+template <typename T>
+constexpr int64_t kMostTogether =
+#if defined(CPU_CAPABILITY_AVX512)
+    sizeof(T) == 2 ? 512 : 896 / sizeof(T);
+#elif defined(CPU_CAPABILITY_AVX2)
+    sizeof(T) == 2 ? 512 : 640 / sizeof(T);
+#else
+    0;
+#endif
+// The most classes of rows that are read whether they count or not: to foresee which do would cost
+// more.
+constexpr int64_t kMostReadAnyway = 64;
+
+// A Vec for each of V's rows; in memory, where nobody fills it with zeros first.
+template <typename V>
+class RowVectors {
+  using A = typename V::value_type;
+  static constexpr int64_t kWidth = PartOf<V>::size();
+
+ public:
+  SOFTREG_INLINE void set(int64_t r, Vec<A> x) { x.store(values_ + r * kWidth); }
+
+  // Each of them folded, in the lane of its row.
+  template <typename Combine>
+  SOFTREG_INLINE V folded(Combine combine) const {
+    return lanes_of<V>([&](int64_t k) { return folded<kWidth>(k * kWidth, combine); });
+  }
+
+ private:
+  template <int64_t kCount, typename Combine>
+  SOFTREG_INLINE Vec<A> folded(int64_t first, Combine combine) const {
+    if constexpr (kCount == 1) {
+      return load_vec(values_ + first * kWidth);
+    } else {
+      const auto [even, odd] = at::vec::deinterleave2(
+          folded<kCount / 2>(first, combine), folded<kCount / 2>(first + kCount / 2, combine));
+      return combine(even, odd);
+    }
+  }
+
+  alignas(64) A values_[V::size() * kWidth];
+};
+
+// Which rows of a vector of them: a bit for each.
+using RowBits = uint64_t;
+
+SOFTREG_INLINE bool has_row(RowBits rows, int64_t r) { return rows >> r & 1; }
+
+template <typename V>
+SOFTREG_INLINE RowBits rows_to_read(const LaneTargets<V>& targets, int64_t count, bool all) {
+  return all ? ~RowBits(0) >> (64 - count) : targets.counting_lanes();
+}
+
+// The logits of V's rows, transformed; then their exponentials.
+template <typename T, typename V>
+class RowsTogether {
+  using A = typename V::value_type;
+  static constexpr int64_t kRows = V::size(), kWidth = Vec<A>::size();
+
+ public:
+  SOFTREG_INLINE explicit RowsTogether(const CrossEntropyRows<T, A>& args)
+      : args_(args), stride_((args.classes + kWidth - 1) / kWidth * kWidth) {}
+
+  // Past the classes numbers are -inf, then 0, up to the end of a vector.
+  SOFTREG_INLINE const A* row(int64_t r) const { return values_ + r * stride_; }
+
+  // Of the rows from `first` on those of `rows`, whose maxima it returns.
+  SOFTREG_INLINE V read(int64_t first, RowBits rows) {
+    first_ = first;
+    rows_ = rows;
+    return args_.transform.is_identity ? read_transformed<true>() : read_transformed<false>();
+  }
+
+  // Of rows that were read; of others, and those without a label, any number.
+  SOFTREG_INLINE V label_logits(const LaneTargets<V>& targets) const {
+    int64_t labels[kRows];
+    A logits[kRows];
+    targets.store_labels(labels);
+    for (int64_t r = 0; r < kRows; ++r) {
+      logits[r] = has_row(rows_, r) ? row(r)[labels[r] < 0 ? 0 : labels[r]] : A(0);
+    }
+    return load_lane_vec<V>(logits);
+  }
+
+  // Sums relative to `common`, weighted ones too if `weighted`. kKeepsExps: exp(x - common) takes
+  // the place of x.
+  template <bool kKeepsExps>
+  SOFTREG_INLINE RowState<V, V> sums(const V& common, bool weighted) {
+    return weighted ? weighted_sums<kKeepsExps>(common)
+                    : RowState<V, V>{{common, sums_of_exp<kKeepsExps>(common)}, V(0), V(0)};
+  }
+
+ private:
+  // step(folded, c, lanes) of the classes from c on, for the first n of a row's; two at a time.
+  template <typename S, typename Step, typename Combine>
+  SOFTREG_INLINE S fold(int64_t n, S init, Step step, Combine combine) const {
+    S some = init, others = init;
+    int64_t c = 0;
+    for (; c + 2 * kWidth <= n; c += 2 * kWidth) {
+      some = step(some, c, All());
+      others = step(others, c + kWidth, All());
+    }
+    if (c + kWidth <= n) {
+      some = step(some, c, All());
+      c += kWidth;
+    }
+    if (c < n) {
+      others = step(others, c, First{n - c});
+    }
+    return combine(some, others);
+  }
+
+  // What follows are functions of their own, for else the rest would take their registers.
+  template <bool kIsIdentity>
+  __attribute__((noinline)) V read_transformed() {
+    const A nothing = -static_cast<A>(INFINITY);
+    const RowBits rows = rows_;
+    const int64_t classes = args_.classes, row_stride = args_.logits.outer_stride, stride = stride_;
+    const T* logits = args_.logits.row(first_);
+    A* to = values_;
+    RowVectors<V> max;
+    for (int64_t r = 0; r < kRows; ++r, logits += row_stride, to += stride) {
+      Vec<A> of_row(nothing);
+      if (has_row(rows, r)) {
+        const auto take = [&](Vec<A> max, int64_t c, auto lanes) {
+          fetch_ahead(logits + c);
+          Vec<A> x = load_lanes(lanes, logits + c, nothing);
+          if constexpr (!kIsIdentity) {
+            x = in_lanes(lanes, transform_logit(args_.transform, x).value, nothing);
+          }
+          x.store(to + c);
+          return vmax(max, x);
+        };
+        of_row = fold(classes, of_row, take, Max());
+      }
+      max.set(r, of_row);
+    }
+    return max.folded(Max());
+  }
+
+  template <bool kKeepsExps>
+  SOFTREG_INLINE Vec<A> add_exp_at(A* x, Vec<A> sum, Vec<A> shifted) {
+    Vec<A> exp;
+    sum = add_exp(sum, shifted, exp);
+    if (kKeepsExps) {
+      exp.store(x);
+    }
+    return sum;
+  }
+
+  template <bool kKeepsExps>
+  __attribute__((noinline)) V sums_of_exp(const V& common) {
+    A commons[kRows];
+    store_lane_vec(commons, common);
+    const RowBits rows = rows_;
+    const int64_t stride = stride_;
+    A* x = values_;
+    RowVectors<V> sums;
+    for (int64_t r = 0; r < kRows; ++r, x += stride) {
+      Vec<A> of_row(0);
+      if (has_row(rows, r)) {
+        const Vec<A> common_of_row(commons[r]);
+        const auto add = [&](Vec<A> sum, int64_t c, auto) {
+          return add_exp_at<kKeepsExps>(x + c, sum, load_vec(x + c) - common_of_row);
+        };
+        of_row = fold(stride, of_row, add, Sum());
+      }
+      sums.set(r, of_row);
+    }
+    return sums.folded(Sum());
+  }
+
+  template <bool kKeepsExps>
+  __attribute__((noinline)) RowState<V, V> weighted_sums(const V& common) {
+    A commons[kRows];
+    store_lane_vec(commons, common);
+    const RowBits rows = rows_;
+    const int64_t classes = args_.classes, stride = stride_;
+    A* x = values_;
+    RowVectors<V> exp, coefficient, logit;
+    for (int64_t r = 0; r < kRows; ++r, x += stride) {
+      LaneRowState<A> of_row = LaneRowState<A>::empty();
+      if (has_row(rows, r)) {
+        const Vec<A> common_of_row(commons[r]);
+        const RowWeights<T, A> weights(args_, first_ + r, 0);
+        const auto add = [&](LaneRowState<A> state, int64_t c, auto lanes) {
+          const Vec<A> shifted = load_vec(x + c) - common_of_row;
+          state.exp.sum = add_exp_at<kKeepsExps>(x + c, state.exp.sum, shifted);
+          add_weighted(state, weights(c, lanes), in_lanes(lanes, shifted));
+          return state;
+        };
+        of_row = fold(classes, of_row, add, SumOfStates());
+      }
+      exp.set(r, of_row.exp.sum);
+      coefficient.set(r, of_row.coefficient);
+      logit.set(r, of_row.logit);
+    }
+    return {{common, exp.folded(Sum())}, coefficient.folded(Sum()), logit.folded(Sum())};
+  }
+
+  const CrossEntropyRows<T, A>& args_;
+  const int64_t stride_;
+  int64_t first_ = 0;
+  RowBits rows_ = 0;
+  alignas(64) A values_[kRows * kMostTogether<T> + kWidth];  // a vector may begin at any class
+};
+
+// The gradients of the rows [row, row + count), as of `rows`: exps_of(r)(c, lanes) are the r-th
+// row's exp(x - max) of the classes from c on.
+template <typename T, typename A, typename V, typename ExpsOf>
+SOFTREG_INLINE void write_gradients(const BackwardArgs<T, A>& args, int64_t row, int64_t count,
+                                    const LaneTargets<V>& targets, const V& max, ExpsOf exps_of) {
+  constexpr int64_t kRows = V::size();
+  const RowBits rows = rows_to_read(targets, count, args.grad_lse);
+  const RowGradient<V> of_rows = row_gradients(args, row, count, targets, max);
+  A softmax_scale[kRows], weight_scale[kRows], target_offset[kRows], upstream[kRows];
+  store_lane_vec(softmax_scale, of_rows.softmax_scale);
+  store_lane_vec(weight_scale, of_rows.weight_scale);
+  store_lane_vec(target_offset, of_rows.target_offset);
+  store_lane_vec(upstream, of_rows.upstream);
+  int64_t labels[kRows];
+  targets.store_labels(labels);
+  const bool streamed = streams(args);
+  for (int64_t r = 0; r < count; ++r) {
+    if (!has_row(rows, r)) {
+      store_no_gradients(args, row + r, all_columns(args));
+      continue;
+    }
+    RowGradients<T, A> gradients;
+    gradients.begin(args, row + r, labels[r],
+                    {softmax_scale[r], weight_scale[r], target_offset[r], upstream[r]}, 0);
+    const auto exps = exps_of(r);
+    store_gradients(gradients, args.grad.row(row + r), args.classes, streamed,
+                    [&](int64_t c, auto lanes, auto of) { return of(exps(c, lanes)); });
+  }
+}
+
+// then(row, count, targets, max, rows): after each vector of rows.
+template <bool kKeepsExps, typename T, typename A, typename Then>
+SOFTREG_INLINE ForwardTotals forward_together(const ForwardArgs<T, A>& args, int64_t begin,
+                                              int64_t end, Then then) {
+  using V = ManyLanes<A>;
+  constexpr int64_t kRows = V::size();
+  const bool reads_all = args.lse || args.classes <= kMostReadAnyway;
+  RowsTogether<T, V> rows(args);
+  LaneTargets<V> targets;
+  LaneTotals<A> of_lanes;
+  for (int64_t row = begin; row < end; row += kRows) {
+    const int64_t count = end - row < kRows ? end - row : kRows;
+    targets.read(args, row, count);
+    const V max = rows.read(row, rows_to_read(targets, count, reads_all)), common = shift(max);
+    LaneForward<V> of_rows;
+    of_rows.label_logit = rows.label_logits(targets);
+    const RowState<V, V> sums = rows.template sums<kKeepsExps>(common, args.all_classes_count());
+    of_rows.state = {{max, sums.exp.sum}, WideOf<V>(sums.coefficient), WideOf<V>(sums.logit)};
+    add_rows(args, row, count, targets, of_rows, of_lanes);
+    then(row, count, targets, common, rows);
+  }
+  return of_lanes.of_rows(targets.bad_row(args, begin, end));
+}
+
+template <typename T, typename A>
+ForwardTotals forward_together(const ForwardArgs<T, A>& args, int64_t begin, int64_t end) {
+  return forward_together<false>(args, begin, end, [](auto&&...) {});
+}
+
+// Both passes in one, for logits that are taken as they are.
+template <typename T, typename A>
+ForwardTotals forward_with_gradient_together(const ForwardArgs<T, A>& forward,
+                                             const BackwardArgs<T, A>& backward, int64_t begin,
+                                             int64_t end) {
+  // inlined into its caller it would have fewer registers
+  const auto write = [&](int64_t row, int64_t count, const auto& targets, const auto& max,
+                         const auto& rows) __attribute__((noinline)) {
+    write_gradients(backward, row, count, targets, max, [&](int64_t r) {
+      const A* exps = rows.row(r);
+      return [exps](int64_t c, auto) { return load_vec(exps + c); };
+    });
+  };
+  const ForwardTotals totals = forward_together<true>(forward, begin, end, write);
+  end_of_streams();
+  return totals;
+}
+
+// For logits that are taken as they are.
+template <typename T, typename A>
+int64_t backward_together(const BackwardArgs<T, A>& args, int64_t begin, int64_t end) {
+  using V = ManyLanes<A>;
+  constexpr int64_t kRows = V::size();
+  LaneTargets<V> targets;
+  for (int64_t row = begin; row < end; row += kRows) {
+    const int64_t count = end - row < kRows ? end - row : kRows;
+    targets.read(args, row, count);
+    const V max = load_lane_vec<V>(args.row_max + row, count, A(0));
+    write_gradients(args, row, count, targets, max, [&](int64_t r) {
+      const T* logits = args.logits.row(row + r);
+      const Vec<A> of_row(args.row_max[row + r]);
+      return [logits, of_row](int64_t c, auto lanes) {
+        fetch_ahead(logits + c);
+        return vexp(load_lanes(lanes, logits + c, A(0)) - of_row);
+      };
+    });
+  }
+  end_of_streams();
+  return targets.bad_row(args, begin, end);
+}
+
+}  // namespace
+}  // namespace softreg
