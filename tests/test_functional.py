@@ -290,7 +290,7 @@ class TestSpecialValues:
             )
 
 
-@pytest.mark.parametrize("classes", [10, 300])
+@pytest.mark.parametrize("classes", [10, 100, 300])
 def test_same_bits_twice_and_for_any_thread_count(classes: int) -> None:
     logits, target, weight = make_case(6000, classes, torch.float32)
     threads = torch.get_num_threads()

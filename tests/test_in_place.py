@@ -7,8 +7,9 @@ from torch import Tensor
 
 OPS = torch.ops.softreg_ext
 NONE, MEAN = 0, 1
-# Lanes, along a row, few long rows; images; past 64 MB, where other gradients go past the caches.
-SHAPES = [(40, 7), (33, 1001), (3, 70001), (2, 5, 19, 33), (5, 3, 1), (1700, 10007)]
+# Lanes, rows together, along a row, few long rows; images; past 64 MB, where other gradients go
+# past the caches.
+SHAPES = [(40, 7), (70, 100), (33, 1001), (3, 70001), (2, 5, 19, 33), (5, 3, 1), (1700, 10007)]
 
 
 def check(logits: Tensor, target: Tensor, reduction: int = MEAN, smoothing: float = 0.0) -> None:
@@ -49,4 +50,5 @@ def test_other_strides() -> None:
     memory = torch.randn(50, 60, generator=random_source(0))
     target = torch.randint(20, (50,), generator=random_source(0))
     check(memory[:, 3:23], target)
+    check(memory[:, 3:43], target)
     check(memory.view(60, 50).t()[:, 1:21], target)

@@ -9,7 +9,7 @@ import softreg_ext
 STREAMED_BYTES = 64 << 20
 
 
-@pytest.mark.parametrize("classes", [1001, 32003])
+@pytest.mark.parametrize("classes", [101, 1001, 32003])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}], ids=str)
 def test_bits_of_the_parts(dtype: torch.dtype, classes: int, options: dict[str, float]) -> None:

@@ -12,13 +12,14 @@
 namespace softreg {
 namespace {
 
-// Ways over rows that are apart in memory and whose classes are adjacent. Up to a tile of classes
-// they are brought side by side, for no lanes to fold; what is neither takes that way too.
+// Vectors go along a row where its classes are adjacent. Rows of a tile of classes, or fewer, are
+// brought side by side all the same, for vectors across rows have no lanes to fold.
 template <typename T, typename A>
 bool goes_along_row(const CrossEntropyRows<T, A>& args) {
   return args.classes > kTileClasses && args.classes_adjacent();
 }
 
+// Along many rows together, then.
 template <typename T, typename A>
 bool goes_together(const CrossEntropyRows<T, A>& args) {
   return goes_along_row(args) && args.classes <= kMostTogether<T>;

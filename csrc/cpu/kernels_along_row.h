@@ -18,16 +18,15 @@ struct NothingMore {
 template <typename T, typename A, typename StateOfRow, typename Then>
 SOFTREG_INLINE ForwardTotals forward_rows(const ForwardArgs<T, A>& args, int64_t begin, int64_t end,
                                           StateOfRow state_of_row, Then then) {
-  ForwardTotals totals;
+  int64_t bad_row = kNoBadRow;
   RowEnds<T, A> ends(args);
   for (int64_t row = begin; row < end; ++row) {
-    const RowTarget target(args, row, totals.bad_row);
+    const RowTarget target(args, row, bad_row);
     const RowState<A> state = is_read(args, target) ? state_of_row(row) : RowState<A>::empty();
     ends.add(row, target, state);
     then(row, target, state);
   }
-  ends.add_to(totals, end);
-  return totals;
+  return ends.totals(end, bad_row);
 }
 
 template <typename T>

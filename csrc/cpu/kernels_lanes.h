@@ -154,7 +154,7 @@ template <typename A>
 struct LaneTotals {
   LaneSums<A> loss, weight;
 
-  SOFTREG_INLINE ForwardTotals of_rows(int64_t bad_row) const {
+  SOFTREG_INLINE ForwardTotals folded(int64_t bad_row) const {
     ForwardTotals totals;
     loss.add_to(totals.loss);
     weight.add_to(totals.weight);

@@ -35,13 +35,19 @@ SOFTREG_INLINE Vec<A> in_lanes(First lanes, Vec<A> x, A padding = 0) {
   return padded(x, lanes.count, padding);
 }
 
-// What follows x at a distance is called to the second-level cache: a page's translation, which may
-// cost more than its lines, is looked up early. To the first level it would wait for the few
-// buffers that loads need too.
+// Called to the second-level cache: to the first it would wait for the few buffers that loads need
+// too.
+template <typename T>
+SOFTREG_INLINE void fetch(const T* x) {
+  __builtin_prefetch(x, 0, 2);
+}
+
+// What follows x at a distance: a page's translation, which may cost more than its lines, is looked
+// up early.
 template <typename T>
 SOFTREG_INLINE void fetch_ahead(const T* x) {
   constexpr int64_t kBytes = 4096;
-  __builtin_prefetch(reinterpret_cast<const char*>(x) + kBytes, 0, 2);
+  fetch(reinterpret_cast<const char*>(x) + kBytes);
 }
 
 // A gradient of this many bytes is gone from the caches before anyone reads it.

@@ -93,12 +93,11 @@ class RowEnds {
   }
 
   // Of all rows; `end`: one past the last that came.
-  SOFTREG_INLINE void add_to(ForwardTotals& totals, int64_t end) {
+  SOFTREG_INLINE ForwardTotals totals(int64_t end, int64_t bad_row) {
     if (count_ > 0) {
       end_rows(end);
     }
-    totals_.loss.add_to(totals.loss);
-    totals_.weight.add_to(totals.weight);
+    return totals_.folded(bad_row);
   }
 
  private:

@@ -24,12 +24,12 @@ struct RowGradients {
   uint64_t label;
   bool weighted;
 
-  // Member by member: to copy what narrow stores have just put together is to wait for it.
   SOFTREG_INLINE void begin(const BackwardArgs<T, A>& args, int64_t row, RowTarget target,
                             SavedRow<A> saved, int64_t first) {
     begin(args, row, target.label,
           row_gradient(args, row, target, saved, upstream_gradient(args, row)), first);
   }
+  // Member by member: to copy what narrow stores have just put together is to wait for it.
   SOFTREG_INLINE void begin(const BackwardArgs<T, A>& args, int64_t row, int64_t label_of_row,
                             RowGradient<A> gradient, int64_t first) {
     weights.begin(args, row, first);

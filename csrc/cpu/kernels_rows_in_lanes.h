@@ -139,7 +139,7 @@ SOFTREG_INLINE ForwardTotals forward_walk(const ForwardArgs<T, A>& args, const R
   if (kBeside) {
     writer.write_rest(0);
   }
-  return of_lanes.of_rows(targets.bad_row(args, begin, end));
+  return of_lanes.folded(targets.bad_row(args, begin, end));
 }
 
 template <typename T, typename A>

@@ -65,7 +65,43 @@ SOFTREG_INLINE RowBits rows_to_read(const LaneTargets<V>& targets, int64_t count
   return all ? ~RowBits(0) >> (64 - count) : targets.counting_lanes();
 }
 
-// The logits of V's rows, transformed; then their exponentials.
+// What is done with the exponentials beside their sums. of_row(row).keep(c, x, exp): those of the
+// classes from c on, whose logits are at x. Here nothing.
+struct ForgetExps {
+  SOFTREG_INLINE ForgetExps of_row(int64_t) const { return {}; }
+
+  template <typename A>
+  SOFTREG_INLINE void keep(int64_t, A*, Vec<A>) const {}
+};
+
+// They take the logits' place, and where their gradients will go is called. Not if those go past
+// the caches: the logits that were read are as good as nothing.
+template <typename T>
+struct KeepExps {
+  RowMatrix<const T> called;
+
+  template <typename A>
+  SOFTREG_INLINE explicit KeepExps(const BackwardArgs<T, A>& args) : called(args.logits) {
+    if (!streams(args)) {
+      called.data = args.grad.data;
+      called.outer_stride = args.grad.outer_stride;
+    }
+  }
+
+  struct OfRow {
+    const T* called;
+
+    template <typename A>
+    SOFTREG_INLINE void keep(int64_t c, A* x, Vec<A> exp) const {
+      fetch(called + c);
+      exp.store(x);
+    }
+  };
+  SOFTREG_INLINE OfRow of_row(int64_t row) const { return {called.row(row)}; }
+};
+
+// The logits of V's rows, transformed; then, if they are kept, their exponentials. Memory is asked
+// for the next rows' logits beside the arithmetic of these.
 template <typename T, typename V>
 class RowsTogether {
   using A = typename V::value_type;
@@ -96,16 +132,16 @@ class RowsTogether {
     return load_lane_vec<V>(logits);
   }
 
-  // Sums relative to `common`, weighted ones too if `weighted`. kKeepsExps: exp(x - common) takes
-  // the place of x.
-  template <bool kKeepsExps>
-  SOFTREG_INLINE RowState<V, V> sums(const V& common, bool weighted) {
-    return weighted ? weighted_sums<kKeepsExps>(common)
-                    : RowState<V, V>{{common, sums_of_exp<kKeepsExps>(common)}, V(0), V(0)};
+  // Sums relative to `common`, weighted ones too if `weighted`.
+  template <typename Exps>
+  SOFTREG_INLINE RowState<V, V> sums(const V& common, bool weighted, const Exps& exps) {
+    return weighted ? sums_with_weights(common, exps)
+                    : RowState<V, V>{{common, sums_of_exp(common, exps)}, V(0), V(0)};
   }
 
  private:
-  // step(folded, c, lanes) of the classes from c on, for the first n of a row's; two at a time.
+  // step(folded, c, lanes) of the classes from c on, for the first n of a row's. Two at a time, and
+  // no blocks: of a few vectors, what fold_vectors does would take as long as they do.
   template <typename S, typename Step, typename Combine>
   SOFTREG_INLINE S fold(int64_t n, S init, Step step, Combine combine) const {
     S some = init, others = init;
@@ -136,14 +172,13 @@ class RowsTogether {
     for (int64_t r = 0; r < kRows; ++r, logits += row_stride, to += stride) {
       Vec<A> of_row(nothing);
       if (has_row(rows, r)) {
-        const auto take = [&](Vec<A> max, int64_t c, auto lanes) {
-          fetch_ahead(logits + c);
+        const auto take = [&](Vec<A> before, int64_t c, auto lanes) {
           Vec<A> x = load_lanes(lanes, logits + c, nothing);
           if constexpr (!kIsIdentity) {
             x = in_lanes(lanes, transform_logit(args_.transform, x).value, nothing);
           }
           x.store(to + c);
-          return vmax(max, x);
+          return vmax(before, x);
         };
         of_row = fold(classes, of_row, take, Max());
       }
@@ -152,30 +187,26 @@ class RowsTogether {
     return max.folded(Max());
   }
 
-  template <bool kKeepsExps>
-  SOFTREG_INLINE Vec<A> add_exp_at(A* x, Vec<A> sum, Vec<A> shifted) {
-    Vec<A> exp;
-    sum = add_exp(sum, shifted, exp);
-    if (kKeepsExps) {
-      exp.store(x);
-    }
-    return sum;
-  }
-
-  template <bool kKeepsExps>
-  __attribute__((noinline)) V sums_of_exp(const V& common) {
+  template <typename Exps>
+  __attribute__((noinline)) V sums_of_exp(const V& common, const Exps& exps) {
     A commons[kRows];
     store_lane_vec(commons, common);
     const RowBits rows = rows_;
-    const int64_t stride = stride_;
+    const int64_t row_stride = args_.logits.outer_stride, stride = stride_;
+    const T* next = args_.logits.row(first_ + kRows);
     A* x = values_;
     RowVectors<V> sums;
-    for (int64_t r = 0; r < kRows; ++r, x += stride) {
+    for (int64_t r = 0; r < kRows; ++r, x += stride, next += row_stride) {
       Vec<A> of_row(0);
       if (has_row(rows, r)) {
         const Vec<A> common_of_row(commons[r]);
+        const auto kept = exps.of_row(first_ + r);
         const auto add = [&](Vec<A> sum, int64_t c, auto) {
-          return add_exp_at<kKeepsExps>(x + c, sum, load_vec(x + c) - common_of_row);
+          fetch(next + c);
+          Vec<A> exp;
+          sum = add_exp(sum, load_vec(x + c) - common_of_row, exp);
+          kept.keep(c, x + c, exp);
+          return sum;
         };
         of_row = fold(stride, of_row, add, Sum());
       }
@@ -184,32 +215,38 @@ class RowsTogether {
     return sums.folded(Sum());
   }
 
-  template <bool kKeepsExps>
-  __attribute__((noinline)) RowState<V, V> weighted_sums(const V& common) {
+  template <typename Exps>
+  __attribute__((noinline)) RowState<V, V> sums_with_weights(const V& common, const Exps& exps) {
     A commons[kRows];
     store_lane_vec(commons, common);
     const RowBits rows = rows_;
-    const int64_t classes = args_.classes, stride = stride_;
+    const int64_t row_stride = args_.logits.outer_stride, stride = stride_;
+    const int64_t classes = args_.classes;
+    const T* next = args_.logits.row(first_ + kRows);
     A* x = values_;
-    RowVectors<V> exp, coefficient, logit;
-    for (int64_t r = 0; r < kRows; ++r, x += stride) {
+    RowVectors<V> exp_sum, coefficient, logit;
+    for (int64_t r = 0; r < kRows; ++r, x += stride, next += row_stride) {
       LaneRowState<A> of_row = LaneRowState<A>::empty();
       if (has_row(rows, r)) {
         const Vec<A> common_of_row(commons[r]);
         const RowWeights<T, A> weights(args_, first_ + r, 0);
+        const auto kept = exps.of_row(first_ + r);
         const auto add = [&](LaneRowState<A> state, int64_t c, auto lanes) {
+          fetch(next + c);
           const Vec<A> shifted = load_vec(x + c) - common_of_row;
-          state.exp.sum = add_exp_at<kKeepsExps>(x + c, state.exp.sum, shifted);
+          Vec<A> exp;
+          state.exp.sum = add_exp(state.exp.sum, shifted, exp);
+          kept.keep(c, x + c, exp);
           add_weighted(state, weights(c, lanes), in_lanes(lanes, shifted));
           return state;
         };
         of_row = fold(classes, of_row, add, SumOfStates());
       }
-      exp.set(r, of_row.exp.sum);
+      exp_sum.set(r, of_row.exp.sum);
       coefficient.set(r, of_row.coefficient);
       logit.set(r, of_row.logit);
     }
-    return {{common, exp.folded(Sum())}, coefficient.folded(Sum()), logit.folded(Sum())};
+    return {{common, exp_sum.folded(Sum())}, coefficient.folded(Sum()), logit.folded(Sum())};
   }
 
   const CrossEntropyRows<T, A>& args_;
@@ -219,8 +256,8 @@ class RowsTogether {
   alignas(64) A values_[kRows * kMostTogether<T> + kWidth];  // a vector may begin at any class
 };
 
-// The gradients of the rows [row, row + count), as of `rows`: exps_of(r)(c, lanes) are the r-th
-// row's exp(x - max) of the classes from c on.
+// The gradients of the rows [row, row + count), whose maxima are `max`, or 0: exps_of(r)(c, lanes)
+// are the r-th row's exp(x - max) of the classes from c on.
 template <typename T, typename A, typename V, typename ExpsOf>
 SOFTREG_INLINE void write_gradients(const BackwardArgs<T, A>& args, int64_t row, int64_t count,
                                     const LaneTargets<V>& targets, const V& max, ExpsOf exps_of) {
@@ -249,10 +286,10 @@ SOFTREG_INLINE void write_gradients(const BackwardArgs<T, A>& args, int64_t row,
   }
 }
 
-// then(row, count, targets, max, rows): after each vector of rows.
-template <bool kKeepsExps, typename T, typename A, typename Then>
+// then(row, count, targets, max, rows): after each vector of rows, whose exponentials `exps` kept.
+template <typename T, typename A, typename Exps, typename Then>
 SOFTREG_INLINE ForwardTotals forward_together(const ForwardArgs<T, A>& args, int64_t begin,
-                                              int64_t end, Then then) {
+                                              int64_t end, const Exps& exps, Then then) {
   using V = ManyLanes<A>;
   constexpr int64_t kRows = V::size();
   const bool reads_all = args.lse || args.classes <= kMostReadAnyway;
@@ -265,17 +302,17 @@ SOFTREG_INLINE ForwardTotals forward_together(const ForwardArgs<T, A>& args, int
     const V max = rows.read(row, rows_to_read(targets, count, reads_all)), common = shift(max);
     LaneForward<V> of_rows;
     of_rows.label_logit = rows.label_logits(targets);
-    const RowState<V, V> sums = rows.template sums<kKeepsExps>(common, args.all_classes_count());
+    const RowState<V, V> sums = rows.sums(common, args.all_classes_count(), exps);
     of_rows.state = {{max, sums.exp.sum}, WideOf<V>(sums.coefficient), WideOf<V>(sums.logit)};
     add_rows(args, row, count, targets, of_rows, of_lanes);
     then(row, count, targets, common, rows);
   }
-  return of_lanes.of_rows(targets.bad_row(args, begin, end));
+  return of_lanes.folded(targets.bad_row(args, begin, end));
 }
 
 template <typename T, typename A>
 ForwardTotals forward_together(const ForwardArgs<T, A>& args, int64_t begin, int64_t end) {
-  return forward_together<false>(args, begin, end, [](auto&&...) {});
+  return forward_together(args, begin, end, ForgetExps(), [](auto&&...) {});
 }
 
 // Both passes in one, for logits that are taken as they are.
@@ -291,7 +328,7 @@ ForwardTotals forward_with_gradient_together(const ForwardArgs<T, A>& forward,
       return [exps](int64_t c, auto) { return load_vec(exps + c); };
     });
   };
-  const ForwardTotals totals = forward_together<true>(forward, begin, end, write);
+  const ForwardTotals totals = forward_together(forward, begin, end, KeepExps<T>(backward), write);
   end_of_streams();
   return totals;
 }

@@ -159,9 +159,10 @@ SOFTREG_INLINE Vec<A> padded(Vec<A> x, int64_t count, A padding) {
   } else {
     return _mm512_mask_blend_pd(static_cast<__mmask8>(before), Vec<A>(padding), x);
   }
-#endif
+#else
   const Vec<A> is_before = lane_numbers<A>() < Vec<A>(static_cast<A>(count));
   return Vec<A>::blendv(Vec<A>(padding), x, is_before);
+#endif
 }
 
 }  // namespace softreg
