@@ -28,7 +28,6 @@ struct CrossEntropyOptions {
   double softcap;
 
   bool caps_logits() const { return softcap != kNoCap; }
-  bool transforms_logits() const { return logit_scale != 1 || caps_logits(); }
   std::optional<double> optional_softcap() const {
     return caps_logits() ? std::make_optional(softcap) : std::nullopt;
   }

@@ -28,8 +28,7 @@ class KernelInputs {
     rows_.on_target = static_cast<A>(1 - args.label_smoothing);
     rows_.per_class = static_cast<A>(args.label_smoothing / rows_.classes);
     rows_.z_loss = static_cast<A>(args.z_loss);
-    rows_.transform = {static_cast<A>(args.logit_scale), static_cast<A>(args.softcap),
-                       !args.transforms_logits()};
+    rows_.transform = {static_cast<A>(args.logit_scale), static_cast<A>(args.softcap)};
     rows_.logits = fit(args.logits, logits_);
     rows_.labels = {nullptr, 0, 0, args.ignore_index.expect_int()};
     rows_.is_distribution = args.has_probabilities();

@@ -47,7 +47,7 @@ MUTATIONS = [
     Mutation("core/cross_entropy.h", "mul_sub(exp, softmax_scale, offset)", "exp * softmax_scale"),
     Mutation("cpu/kernels_vec_memory.h", "%1, %2, %0", "%2, %1, %0"),
     Mutation("core/logit_transform.h", "(F(1) - t) * (F(1) + t)", "(F(1) - t)"),
-    Mutation("core/logit_transform.h", "transform.scale / transform.cap", "1 / transform.cap"),
+    Mutation("core/logit_transform.h", "of_logits / of_tanh", "1 / of_tanh"),
     Mutation("core/compensated_sum.h", "carry += other.carry;", ""),
     Mutation(
         "kernel_args.h", "< static_cast<uint64_t>(classes)", "<= static_cast<uint64_t>(classes)"
@@ -56,7 +56,7 @@ MUTATIONS = [
     Mutation("row_target.h", "target.counts || args.lse;", "target.counts;"),
     Mutation("cpu/kernels_row_gradients.h", "kMayBeWeighted && weighted", "false"),
     Mutation("cpu/kernels_row_gradients.h", "beside_ && had_turns", "beside_"),
-    Mutation("cpu/kernels_along_row.h", "exps[row % 2].values", "exps[0].values"),
+    Mutation("cpu/kernels_along_row.h", "kept = kept_rows[row % 2]", "kept = kept_rows[0]"),
     Mutation(
         "cpu/kernels_along_row.h", "write_beside<kMayBeWeighted>(i)", "write_beside<false>(i)"
     ),
@@ -67,8 +67,18 @@ MUTATIONS = [
     Mutation("cpu/kernels_rows_together.h", "others = step(others, c, First{n - c});", ""),
     Mutation("cpu/kernels_rows_together.h", "folded<kWidth>(k * kWidth, ", "folded<kWidth>(0, "),
     Mutation("cpu/kernels_rows_together.h", "labels[r] < 0 ? 0 : labels[r]", "0"),
-    Mutation("cpu/kernels_rows_together.h", "args.lse || args.classes <=", "args.classes <="),
-    Mutation("cpu/kernels_rows_together.h", "(targets, count, args.grad_lse)", "(targets, 0, 0)"),
+    Mutation("cpu/kernels_along_rows_together.h", "args.lse || args.classes <=", "args.classes <="),
+    Mutation(
+        "cpu/kernels_along_rows_together.h", "(targets, count, args.grad_lse)", "(targets, 0, 0)"
+    ),
+    Mutation("cpu/kernels_along_rows_together.h", "grad * load_vec(slopes + c)", "grad"),
+    Mutation("cpu/kernels_row_gradients.h", "of(vexp(y.value - max)) * y.slope", "of(y.slope)"),
+    Mutation("cpu/kernels_row_gradients.h", "kTransformed ? grad *", "false ? grad *"),
+    Mutation(
+        "cpu/kernels_row_gradients.h",
+        "target, saved, columns.first + first",
+        "target, saved, columns.first",
+    ),
     Mutation("cpu/kernels_lanes.h", " << k * kWidth;", ";"),
     Mutation("core/row_state.h", "state.coefficient * change", "state.coefficient"),
     Mutation("cpu/kernels_memory.h", "return padded(x, lanes.count, padding);", "return x;"),

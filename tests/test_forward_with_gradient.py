@@ -43,19 +43,24 @@ def test_same_bits(
         assert torch.equal(early, late)
 
 
+@pytest.mark.parametrize("transform", [(1.0, None), (0.7, None), (0.7, 30.0)], ids=str)
 @pytest.mark.parametrize("z_loss", [0.0, 0.01])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("classes", [40, 130, 200, 500, 2048])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_logits_as_they_are(
-    dtype: torch.dtype, classes: int, smoothing: float, z_loss: float
+def test_rows_of_one_chunk(
+    dtype: torch.dtype,
+    classes: int,
+    smoothing: float,
+    z_loss: float,
+    transform: tuple[float, float | None],
 ) -> None:
-    """Exponentials along a row are kept then, and rows written beside one another."""
+    """Exponentials along a row are kept, and rows written beside one another."""
     logits, target, weight = make_case(71, classes, dtype)
     target[::5] = -100
     logits[5] = float("nan")
     for of_class in (None, weight):
-        options = (of_class, 1, -100, smoothing, z_loss, 1.0, None)
+        options = (of_class, 1, -100, smoothing, z_loss, *transform)
         for given in (target, logits.nan_to_num().flip(0).softmax(1)):
             early, late = both_ways(logits, given, *options)
             torch.testing.assert_close(early, late, rtol=0, atol=0, equal_nan=True)

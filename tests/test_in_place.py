@@ -12,8 +12,14 @@ NONE, MEAN = 0, 1
 SHAPES = [(40, 7), (70, 100), (33, 1001), (3, 70001), (2, 5, 19, 33), (5, 3, 1), (1700, 10007)]
 
 
-def check(logits: Tensor, target: Tensor, reduction: int = MEAN, smoothing: float = 0.0) -> None:
-    options = (None, reduction, -100, smoothing, 0.0, 1.0, None)
+def check(
+    logits: Tensor,
+    target: Tensor,
+    reduction: int = MEAN,
+    smoothing: float = 0.0,
+    transform: tuple[float, float | None] = (1.0, None),
+) -> None:
+    options = (None, reduction, -100, smoothing, 0.0, *transform)
     loss, _, state, total_weight = OPS.cross_entropy_forward(logits, target, *options, False)
     saved = (logits, target, state, total_weight, *options)
     upstream = torch.rand(loss.shape, generator=random_source(1)).to(loss.dtype)
@@ -23,13 +29,16 @@ def check(logits: Tensor, target: Tensor, reduction: int = MEAN, smoothing: floa
     assert torch.equal(logits, beside)
 
 
+@pytest.mark.parametrize("transform", [(1.0, None), (0.7, None), (0.7, 3.0)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_same_bits(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_same_bits(
+    shape: tuple[int, ...], dtype: torch.dtype, transform: tuple[float, float | None]
+) -> None:
     logits = torch.randn(shape, generator=random_source(0)).to(dtype)
     target = torch.randint(shape[1], (shape[0], *shape[2:]), generator=random_source(0))
     target[::5] = -100
-    check(logits, target)
+    check(logits, target, transform=transform)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

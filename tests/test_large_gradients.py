@@ -11,7 +11,7 @@ STREAMED_BYTES = 64 << 20
 
 @pytest.mark.parametrize("classes", [101, 1001, 32003])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"softcap": 3.0}], ids=str)
 def test_bits_of_the_parts(dtype: torch.dtype, classes: int, options: dict[str, float]) -> None:
     rows = STREAMED_BYTES // (classes * dtype.itemsize) + 1
     logits, target, _ = make_case(rows, classes, dtype)

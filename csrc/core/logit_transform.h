@@ -13,7 +13,15 @@ template <typename A>
 struct LogitTransform {
   A scale = 1;
   A cap = INFINITY;
+  A scale_over_cap = 0;
   bool is_identity = true;
+
+  LogitTransform() = default;
+  LogitTransform(A of_logits, A of_tanh)
+      : scale(of_logits),
+        cap(of_tanh),
+        scale_over_cap(of_logits / of_tanh),
+        is_identity(of_logits == 1 && of_tanh == static_cast<A>(INFINITY)) {}
 
   SOFTREG_INLINE bool is_capped() const { return cap != static_cast<A>(INFINITY); }
 };
@@ -30,7 +38,7 @@ SOFTREG_INLINE TransformedLogit<F> transform_logit(const LogitTransform<A>& tran
   if (!transform.is_capped()) {
     return {scale * logit, scale};
   }
-  const F t = vtanh(F(transform.scale / transform.cap) * logit);
+  const F t = vtanh(F(transform.scale_over_cap) * logit);
   return {F(transform.cap) * t, scale * ((F(1) - t) * (F(1) + t))};
 }
 

@@ -6,8 +6,8 @@
 // after the vectors, whose overloads the formulas call
 #include "cpu/kernels.h"
 #include "cpu/kernels_along_row.h"
+#include "cpu/kernels_along_rows_together.h"
 #include "cpu/kernels_rows_in_lanes.h"
-#include "cpu/kernels_rows_together.h"
 
 namespace softreg {
 namespace {
@@ -43,7 +43,7 @@ int64_t backward(const BackwardArgs<T, Accumulator<T>>& args, int64_t begin, int
     return backward_rows_in_lanes(args, begin, end);
   }
   if constexpr (kMostTogether<T> > 0) {
-    if (goes_together(args) && args.transform.is_identity) {
+    if (goes_together(args)) {
       return backward_together(args, begin, end);
     }
   }
@@ -61,16 +61,13 @@ ForwardTotals forward_with_gradient(const ForwardArgs<T, Accumulator<T>>& forwar
   if (classes <= kTileClasses && forward_args.logits.inner == grad.inner) {
     return forward_with_gradient_in_lanes(forward_args, backward_args, begin, end);
   }
-  if (goes_along_row(forward_args) && grad.classes_adjacent() &&
-      forward_args.transform.is_identity) {
+  if (goes_along_row(forward_args) && grad.classes_adjacent() && classes <= kChunk) {
     if constexpr (kMostTogether<T> > 0) {
       if (goes_together(forward_args)) {
         return forward_with_gradient_together(forward_args, backward_args, begin, end);
       }
     }
-    if (classes <= kChunk) {
-      return forward_with_gradient_along_row(forward_args, backward_args, begin, end);
-    }
+    return forward_with_gradient_along_row(forward_args, backward_args, begin, end);
   }
   const ForwardTotals totals = forward<T>(forward_args, begin, end);
   backward<T>(backward_args, begin, end, all_columns(backward_args));

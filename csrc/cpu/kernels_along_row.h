@@ -79,10 +79,10 @@ int64_t backward_along_row(const BackwardArgs<T, A>& args, int64_t begin, int64_
 }
 
 // Keeps a row's exponentials, and writes the last row's gradients beside.
-template <typename T, typename A>
+template <typename A, typename Writer>
 struct KeptExps {
   A* to;
-  const RowGradientWriter<T, A>& last;
+  const Writer& last;
 
   template <bool kMayBeWeighted, typename Lanes>
   SOFTREG_INLINE void keep(int64_t i, Lanes, Vec<A> exp) const {
@@ -93,29 +93,49 @@ struct KeptExps {
   }
 };
 
-// Both passes in one, for rows in one chunk whose logits are taken as they are: no exponential is
-// taken twice, and the gradients of a row are written beside the exponentials of the next one, so
-// that memory and arithmetic keep each other company.
-template <typename T, typename A>
-ForwardTotals forward_with_gradient_along_row(const ForwardArgs<T, A>& forward,
-                                              const BackwardArgs<T, A>& backward, int64_t begin,
-                                              int64_t end) {
-  Staged<A> exps[2];
-  RowGradientWriter<T, A> writer(backward);
-  const auto exps_of = [&](int64_t row) { return exps[row % 2].values; };
+// kTransformed: asked once, for in the walk it would cost a twelfth of it.
+template <bool kTransformed, typename T, typename A>
+ForwardTotals forward_with_gradient_of_rows(const ForwardArgs<T, A>& forward,
+                                            const BackwardArgs<T, A>& backward, int64_t begin,
+                                            int64_t end) {
+  using Writer = RowGradientWriter<kTransformed, T, A>;
+  KeptChunk<A> kept_rows[2];  // this one and the last
+  Writer writer(backward);
   const auto state_of_row = [&](int64_t row) {
-    return state_of_chunk(forward.logits.row(row), forward.classes,
-                          RowWeights<T, A>(forward, row, 0), forward.all_classes_count(),
-                          KeptExps<T, A>{exps_of(row), writer});
+    const T* const logits = forward.logits.row(row);
+    KeptChunk<A>& kept = kept_rows[row % 2];
+    const auto state_of = [&](const auto* x) {
+      return state_of_chunk(x, forward.classes, RowWeights<T, A>(forward, row, 0),
+                            forward.all_classes_count(),
+                            KeptExps<A, Writer>{kept.values.values, writer});
+    };
+    if constexpr (kTransformed) {
+      kept.fill(forward.transform, logits, forward.classes);
+      return state_of(kept.values.values);
+    } else {
+      return state_of(logits);
+    }
   };
   const auto write = [&](int64_t row, RowTarget target, const RowState<A>& state) {
     writer.write_rest(is_read(forward, target));
-    writer.begin(row, target, state, exps_of(row));
+    writer.begin(row, target, state, kept_rows[row % 2]);
   };
   const ForwardTotals totals = forward_rows(forward, begin, end, state_of_row, write);
   writer.write_rest(false);
   end_of_streams();
   return totals;
+}
+
+// Both passes in one, for rows in one chunk: nothing is transformed and no exponential taken twice,
+// and the gradients of a row are written beside the exponentials of the next one, so that memory
+// and arithmetic keep each other company.
+template <typename T, typename A>
+ForwardTotals forward_with_gradient_along_row(const ForwardArgs<T, A>& forward,
+                                              const BackwardArgs<T, A>& backward, int64_t begin,
+                                              int64_t end) {
+  return forward.transform.is_identity
+             ? forward_with_gradient_of_rows<false>(forward, backward, begin, end)
+             : forward_with_gradient_of_rows<true>(forward, backward, begin, end);
 }
 
 template <typename T, typename A>

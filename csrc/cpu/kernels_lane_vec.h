@@ -1,5 +1,5 @@
-// The vector of rows in the lanes: a Vec, or two of them as one where there are registers enough:
-// while the one waits for what it needs, the other computes. Included by the kernels alone.
+// Two vectors as one: while the one waits for what it needs, the other computes. So are the vectors
+// of rows in the lanes, where there are registers enough. Included by the kernels alone.
 #pragma once
 
 #include "cpu/kernels_vec_exp.h"
@@ -51,17 +51,26 @@ template <typename V>
 SOFTREG_INLINE Pair<V> zero_if_neg_inf(const Pair<V>& x) {
   return {zero_if_neg_inf(x.low), zero_if_neg_inf(x.high)};
 }
+// One after the other, where tanh goes side by side: rows in the lanes have no registers for that.
 template <typename V>
 SOFTREG_INLINE Pair<V> vexp(const Pair<V>& x) {
   return {vexp(x.low), vexp(x.high)};
+}
+template <typename V>
+SOFTREG_INLINE Pair<V> add_exp(const Pair<V>& sum, const Pair<V>& x, Pair<V>& exp) {
+  return {add_exp(sum.low, x.low, exp.low), add_exp(sum.high, x.high, exp.high)};
 }
 template <typename V>
 SOFTREG_INLINE Pair<V> vlog(const Pair<V>& x) {
   return {vlog(x.low), vlog(x.high)};
 }
 template <typename V>
-SOFTREG_INLINE Pair<V> vtanh(const Pair<V>& x) {
-  return {vtanh(x.low), vtanh(x.high)};
+SOFTREG_INLINE Pair<V> vcopysign(const Pair<V>& x, const Pair<V>& sign) {
+  return {vcopysign(x.low, sign.low), vcopysign(x.high, sign.high)};
+}
+template <int kBits, typename V>
+SOFTREG_INLINE Pair<V> power_of_two(const Pair<V>& biased) {
+  return {power_of_two<kBits>(biased.low), power_of_two<kBits>(biased.high)};
 }
 template <typename V>
 SOFTREG_INLINE Pair<V> mul_sub(const Pair<V>& a, const Pair<V>& b, const Pair<V>& c) {
@@ -76,10 +85,6 @@ template <typename V>
 SOFTREG_INLINE Pair<V> where_equal(const Pair<V>& a, const Pair<V>& b, const Pair<V>& x,
                                    const Pair<V>& y) {
   return {where_equal(a.low, b.low, x.low, y.low), where_equal(a.high, b.high, x.high, y.high)};
-}
-template <typename V>
-SOFTREG_INLINE Pair<V> add_exp(const Pair<V>& sum, const Pair<V>& x, Pair<V>& exp) {
-  return {add_exp(sum.low, x.low, exp.low), add_exp(sum.high, x.high, exp.high)};
 }
 SOFTREG_INLINE Pair<Vec<float>> narrowed(const Pair<WideVec>& x) {
   return {narrowed(x.low), narrowed(x.high)};

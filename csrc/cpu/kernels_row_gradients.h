@@ -106,6 +106,72 @@ SOFTREG_INLINE void store_gradients(const RowGradients<T, A>& gradients, T* grad
   }
 }
 
+// The gradients of logits x, which are transformed: of(exp) are those of what they are made.
+template <typename A, typename Of>
+SOFTREG_INLINE Vec<A> gradient_of_transformed(const LogitTransform<A>& transform, Vec<A> x,
+                                              Vec<A> max, Of of) {
+  const auto y = transform_logit(transform, x);
+  return of(vexp(y.value - max)) * y.slope;
+}
+
+// What is kept of a chunk of a row for its gradients.
+template <typename A>
+struct KeptChunk {
+  Staged<A> values;  // logits, transformed; then exp(x - max), where that is kept
+  Staged<A> slopes;  // of the transform, if there is one
+
+  template <typename T>
+  void fill(const LogitTransform<A>& transform, const T* x, int64_t n) {
+    for_each_transformed(transform, x, n, [&](int64_t i, auto y) {
+      store_lane_vec(values.values + i, y.value);
+      store_lane_vec(slopes.values + i, y.slope);
+    });
+  }
+
+  // of(value): the gradients of the values from c on.
+  template <bool kTransformed, typename Lanes, typename Of>
+  SOFTREG_INLINE Vec<A> gradient(int64_t c, Lanes lanes, Of of) const {
+    const Vec<A> grad = of(load_lanes(lanes, values.values + c, A(0)));
+    return kTransformed ? grad * load_lanes(lanes, slopes.values + c, A(0)) : grad;
+  }
+};
+
+// Of a row whose logits are transformed. A function of its own, for else other rows would get fewer
+// registers; what is done with a vector is inlined by force, for a call would take it through
+// memory.
+template <typename T, typename A>
+__attribute__((noinline)) void backward_row_transformed(const BackwardArgs<T, A>& args, int64_t row,
+                                                        RowTarget target, Columns columns) {
+  const LogitTransform<A> transform = args.transform;  // a copy: see for_each_transformed
+  const SavedRow<A> saved = saved_row(args, row);
+  const Vec<A> max(saved.max);
+  const T* logits = args.logits.row(row) + columns.first;
+  T* grad = args.grad.row(row) + columns.first;
+  RowGradients<T, A> gradients;
+  if (!transform.is_capped()) {
+    gradients.begin(args, row, target, saved, columns.first);
+    store_gradients(gradients, grad, columns.count, streams(args),
+                    [&](int64_t c, auto lanes, auto of) __attribute__((always_inline)) {
+                      fetch_ahead(logits + c);
+                      const Vec<A> x = load_lanes(lanes, logits + c, A(0));
+                      return gradient_of_transformed(transform, x, max, of);
+                    });
+    return;
+  }
+  // a chunk at a time: a tanh in the same loop as the exponential would be one longer chain
+  KeptChunk<A> chunk;
+  for (int64_t first = 0; first < columns.count; first += kChunk) {
+    const int64_t rest = columns.count - first, count = rest < kChunk ? rest : kChunk;
+    chunk.fill(transform, logits + first, count);
+    gradients.begin(args, row, target, saved, columns.first + first);
+    store_gradients(gradients, grad + first, count, streams(args),
+                    [&](int64_t c, auto lanes, auto of) __attribute__((always_inline)) {
+                      return chunk.template gradient<true>(
+                          c, lanes, [&](Vec<A> y) { return of(vexp(y - max)); });
+                    });
+  }
+}
+
 template <typename T, typename A>
 SOFTREG_INLINE void backward_row(const BackwardArgs<T, A>& args, int64_t row, RowTarget target,
                                  Columns columns) {
@@ -113,31 +179,25 @@ SOFTREG_INLINE void backward_row(const BackwardArgs<T, A>& args, int64_t row, Ro
     store_no_gradients(args, row, columns);
     return;
   }
+  if (!args.transform.is_identity) {
+    backward_row_transformed(args, row, target, columns);
+    return;
+  }
   RowGradients<T, A> gradients;
   const SavedRow<A> saved = saved_row(args, row);
   gradients.begin(args, row, target, saved, columns.first);
   const T* logits = args.logits.row(row) + columns.first;
-  T* grad = args.grad.row(row) + columns.first;
   const Vec<A> max(saved.max);
-  const auto load = [&](int64_t c, auto lanes) {
-    fetch_ahead(logits + c);
-    return load_lanes(lanes, logits + c, A(0));
-  };
-  if (args.transform.is_identity) {
-    store_gradients(gradients, grad, columns.count, streams(args),
-                    [&](int64_t c, auto lanes, auto of) { return of(vexp(load(c, lanes) - max)); });
-  } else {
-    store_gradients(gradients, grad, columns.count, streams(args),
-                    [&](int64_t c, auto lanes, auto of) {
-                      const auto y = transform_logit(args.transform, load(c, lanes));
-                      return of(vexp(y.value - max)) * y.slope;
-                    });
-  }
+  store_gradients(gradients, args.grad.row(row) + columns.first, columns.count, streams(args),
+                  [&](int64_t c, auto lanes, auto of) __attribute__((always_inline)) {
+                    fetch_ahead(logits + c);
+                    return of(vexp(load_lanes(lanes, logits + c, A(0)) - max));
+                  });
 }
 
 // Writes the gradients of a row, all but its end beside the arithmetic of another where a vector is
 // a register of what lies in memory: half types need two, and gained nothing.
-template <typename T, typename A>
+template <bool kTransformed, typename T, typename A>
 class RowGradientWriter {
   static constexpr int64_t kWidth = Vec<A>::size();
   static constexpr bool kBeside = StorageVec<T>::size() == kWidth;
@@ -146,9 +206,9 @@ class RowGradientWriter {
   SOFTREG_INLINE explicit RowGradientWriter(const BackwardArgs<T, A>& args)
       : args_(args), streams_(streams(args)) {}
 
-  // `exps`: exp(x - max) of the logits, until all is written; `state`: of the row.
+  // `kept`: until all is written; `state`: of the row.
   SOFTREG_INLINE void begin(int64_t row, RowTarget target, const RowState<A>& state,
-                            const A* exps) {
+                            const KeptChunk<A>& kept) {
     grad_ = beside_ = nullptr;
     if (!is_read(args_, target)) {
       store_no_gradients(args_, row, all_columns(args_));
@@ -156,7 +216,7 @@ class RowGradientWriter {
     }
     const SavedRow<A> saved{shift(state.exp.max), state.exp.sum, static_cast<A>(state.coefficient)};
     gradients_.begin(args_, row, target, saved, 0);
-    exps_ = exps;
+    kept_ = &kept;
     grad_ = args_.grad.row(row);
     beside_ = kBeside && !streams_ ? grad_ : nullptr;
   }
@@ -167,7 +227,9 @@ class RowGradientWriter {
     T* const to = beside_;
     if (kBeside && to) {
       fetch_ahead(to + c);
-      store_vec(to + c, gradients_.template of_others<kMayBeWeighted>(c, All(), exp_of(c, All())));
+      store_vec(to + c, kept_->template gradient<kTransformed>(c, All(), [&](Vec<A> exp) {
+        return gradients_.template of_others<kMayBeWeighted>(c, All(), exp);
+      }));
     }
   }
 
@@ -175,20 +237,17 @@ class RowGradientWriter {
   SOFTREG_INLINE void write_rest(bool had_turns) const {
     if (grad_) {
       const int64_t n = args_.classes, done = beside_ && had_turns ? n - n % kWidth : 0;
-      const auto value = [&](int64_t c, auto lanes, auto of) { return of(exp_of(c, lanes)); };
+      const auto value = [&](int64_t c, auto lanes, auto of) {
+        return kept_->template gradient<kTransformed>(c, lanes, of);
+      };
       store_gradients(gradients_, grad_, n, streams_, value, done);
     }
   }
 
  private:
-  template <typename Lanes>
-  SOFTREG_INLINE Vec<A> exp_of(int64_t c, Lanes lanes) const {
-    return load_lanes(lanes, exps_ + c, A(0));
-  }
-
   const BackwardArgs<T, A>& args_;
   RowGradients<T, A> gradients_;
-  const A* exps_;
+  const KeptChunk<A>* kept_;
   T *grad_ = nullptr, *beside_ = nullptr;
   bool streams_;
 };

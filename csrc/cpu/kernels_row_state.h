@@ -4,6 +4,7 @@
 
 #include "cpu/kernels.h"
 #include "cpu/kernels_fold.h"
+#include "cpu/kernels_lane_vec.h"
 #include "cpu/kernels_memory.h"
 // after the vectors, whose overloads the formulas call
 #include "core/cross_entropy.h"
@@ -195,21 +196,37 @@ SOFTREG_INLINE LogSumExp<A> fold_lanes(const LaneLogits<A>& lanes) {
   return {max, fold_lanes(relative_to(lanes.sums, Vec<A>(max)).sum, Sum())};
 }
 
-// A chunk of a row's logits, transformed.
+// then(i, y) for the logits x[0, n), transformed, those from the i-th on: two vectors side by side,
+// for a tanh is one long chain. The last y is a whole vector, in lanes past the end of anything.
+// `transform` is a copy: what `then` stores could change another's.
+template <typename T, typename A, typename Then>
+SOFTREG_INLINE void for_each_transformed(LogitTransform<A> transform, const T* x, int64_t n,
+                                         Then then) {
+  constexpr int64_t width = Vec<A>::size();
+  int64_t i = 0;
+  for (; i + 2 * width <= n; i += 2 * width) {
+    fetch_ahead(x + i);
+    then(i, transform_logit(transform, load_lane_vec<Pair<Vec<A>>>(x + i)));
+  }
+  if (i + width <= n) {
+    then(i, transform_logit(transform, load_vec(x + i)));
+    i += width;
+  }
+  if (i < n) {
+    then(i, transform_logit(transform, load_part(x + i, n - i, A(0))));
+  }
+}
+
+// A number for each class of a chunk, up to the end of its last vector.
 template <typename A>
 struct Staged {
   alignas(64) A values[kChunk];
 
+  // Logits, transformed.
   template <typename T>
   const A* fill(const LogitTransform<A>& transform, const T* x, int64_t n) {
-    constexpr int64_t width = Vec<A>::size();
-    int64_t i = 0;
-    for (; i + width <= n; i += width) {
-      transform_logit(transform, load_vec(x + i)).value.store(values + i);
-    }
-    if (i < n) {
-      transform_logit(transform, load_part(x + i, n - i, A(0))).value.store(values + i);
-    }
+    for_each_transformed(transform, x, n,
+                         [&](int64_t i, auto y) { store_lane_vec(values + i, y.value); });
     return values;
   }
 };

@@ -1,10 +1,9 @@
-// Vectors along each of as many rows as the vector of rows has lanes, which are taken up together:
-// for rows of so few vectors that their beginnings and ends, one by one, would cost as much as the
-// rest. Included by the kernels alone.
+// As many rows as the vector of rows has lanes, taken up together with vectors along each: for rows
+// of so few vectors that their beginnings and ends, one by one, would cost as much as the rest.
+// Included by the kernels alone.
 #pragma once
 
-#include "cpu/kernels_lane_gradients.h"
-#include "cpu/kernels_row_ends.h"
+#include "cpu/kernels_lanes.h"
 #include "cpu/kernels_row_gradients.h"
 
 namespace softreg {
@@ -21,9 +20,6 @@ constexpr int64_t kMostTogether =
 #else
     0;
 #endif
-// The most classes of rows that are read whether they count or not: to foresee which do would cost
-// more.
-constexpr int64_t kMostReadAnyway = 64;
 
 // A Vec for each of V's rows; in memory, where nobody fills it with zeros first.
 template <typename V>
@@ -68,6 +64,8 @@ SOFTREG_INLINE RowBits rows_to_read(const LaneTargets<V>& targets, int64_t count
 // What is done with the exponentials beside their sums. of_row(row).keep(c, x, exp): those of the
 // classes from c on, whose logits are at x. Here nothing.
 struct ForgetExps {
+  static constexpr bool kKeeps = false;
+
   SOFTREG_INLINE ForgetExps of_row(int64_t) const { return {}; }
 
   template <typename A>
@@ -78,6 +76,7 @@ struct ForgetExps {
 // the caches: the logits that were read are as good as nothing.
 template <typename T>
 struct KeepExps {
+  static constexpr bool kKeeps = true;
   RowMatrix<const T> called;
 
   template <typename A>
@@ -102,7 +101,8 @@ struct KeepExps {
 
 // The logits of V's rows, transformed; then, if they are kept, their exponentials. Memory is asked
 // for the next rows' logits beside the arithmetic of these.
-template <typename T, typename V>
+// kKeeps: for gradients, the slopes of the transform too.
+template <bool kKeeps, typename T, typename V>
 class RowsTogether {
   using A = typename V::value_type;
   static constexpr int64_t kRows = V::size(), kWidth = Vec<A>::size();
@@ -113,6 +113,8 @@ class RowsTogether {
 
   // Past the classes numbers are -inf, then 0, up to the end of a vector.
   SOFTREG_INLINE const A* row(int64_t r) const { return values_ + r * stride_; }
+  // Of the transform, if there is one.
+  SOFTREG_INLINE const A* slopes(int64_t r) const { return slopes_ + r * stride_; }
 
   // Of the rows from `first` on those of `rows`, whose maxima it returns.
   SOFTREG_INLINE V read(int64_t first, RowBits rows) {
@@ -172,15 +174,25 @@ class RowsTogether {
     for (int64_t r = 0; r < kRows; ++r, logits += row_stride, to += stride) {
       Vec<A> of_row(nothing);
       if (has_row(rows, r)) {
-        const auto take = [&](Vec<A> before, int64_t c, auto lanes) {
-          Vec<A> x = load_lanes(lanes, logits + c, nothing);
-          if constexpr (!kIsIdentity) {
-            x = in_lanes(lanes, transform_logit(args_.transform, x).value, nothing);
-          }
-          x.store(to + c);
-          return vmax(before, x);
+        const auto take_from = [&](const auto* from) {
+          const auto take = [&](Vec<A> before, int64_t c, auto lanes) {
+            const Vec<A> x = load_lanes(lanes, from + c, nothing);
+            x.store(to + c);
+            return vmax(before, x);
+          };
+          return fold(classes, of_row, take, Max());
         };
-        of_row = fold(classes, of_row, take, Max());
+        if constexpr (kIsIdentity) {
+          of_row = take_from(logits);
+        } else {
+          for_each_transformed(args_.transform, logits, classes, [&](int64_t c, auto y) {
+            store_lane_vec(to + c, y.value);
+            if constexpr (kKeeps) {
+              store_lane_vec(slopes_ + r * stride + c, y.slope);
+            }
+          });
+          of_row = take_from(to);  // which puts -inf past the classes
+        }
       }
       max.set(r, of_row);
     }
@@ -253,108 +265,10 @@ class RowsTogether {
   const int64_t stride_;
   int64_t first_ = 0;
   RowBits rows_ = 0;
-  alignas(64) A values_[kRows * kMostTogether<T> + kWidth];  // a vector may begin at any class
+  // a vector may begin at any class
+  alignas(64) A values_[kRows * kMostTogether<T> + kWidth];
+  alignas(64) A slopes_[kKeeps ? kRows * kMostTogether<T> + kWidth : 1];
 };
-
-// The gradients of the rows [row, row + count), whose maxima are `max`, or 0: exps_of(r)(c, lanes)
-// are the r-th row's exp(x - max) of the classes from c on.
-template <typename T, typename A, typename V, typename ExpsOf>
-SOFTREG_INLINE void write_gradients(const BackwardArgs<T, A>& args, int64_t row, int64_t count,
-                                    const LaneTargets<V>& targets, const V& max, ExpsOf exps_of) {
-  constexpr int64_t kRows = V::size();
-  const RowBits rows = rows_to_read(targets, count, args.grad_lse);
-  const RowGradient<V> of_rows = row_gradients(args, row, count, targets, max);
-  A softmax_scale[kRows], weight_scale[kRows], target_offset[kRows], upstream[kRows];
-  store_lane_vec(softmax_scale, of_rows.softmax_scale);
-  store_lane_vec(weight_scale, of_rows.weight_scale);
-  store_lane_vec(target_offset, of_rows.target_offset);
-  store_lane_vec(upstream, of_rows.upstream);
-  int64_t labels[kRows];
-  targets.store_labels(labels);
-  const bool streamed = streams(args);
-  for (int64_t r = 0; r < count; ++r) {
-    if (!has_row(rows, r)) {
-      store_no_gradients(args, row + r, all_columns(args));
-      continue;
-    }
-    RowGradients<T, A> gradients;
-    gradients.begin(args, row + r, labels[r],
-                    {softmax_scale[r], weight_scale[r], target_offset[r], upstream[r]}, 0);
-    const auto exps = exps_of(r);
-    store_gradients(gradients, args.grad.row(row + r), args.classes, streamed,
-                    [&](int64_t c, auto lanes, auto of) { return of(exps(c, lanes)); });
-  }
-}
-
-// then(row, count, targets, max, rows): after each vector of rows, whose exponentials `exps` kept.
-template <typename T, typename A, typename Exps, typename Then>
-SOFTREG_INLINE ForwardTotals forward_together(const ForwardArgs<T, A>& args, int64_t begin,
-                                              int64_t end, const Exps& exps, Then then) {
-  using V = ManyLanes<A>;
-  constexpr int64_t kRows = V::size();
-  const bool reads_all = args.lse || args.classes <= kMostReadAnyway;
-  RowsTogether<T, V> rows(args);
-  LaneTargets<V> targets;
-  LaneTotals<A> of_lanes;
-  for (int64_t row = begin; row < end; row += kRows) {
-    const int64_t count = end - row < kRows ? end - row : kRows;
-    targets.read(args, row, count);
-    const V max = rows.read(row, rows_to_read(targets, count, reads_all)), common = shift(max);
-    LaneForward<V> of_rows;
-    of_rows.label_logit = rows.label_logits(targets);
-    const RowState<V, V> sums = rows.sums(common, args.all_classes_count(), exps);
-    of_rows.state = {{max, sums.exp.sum}, WideOf<V>(sums.coefficient), WideOf<V>(sums.logit)};
-    add_rows(args, row, count, targets, of_rows, of_lanes);
-    then(row, count, targets, common, rows);
-  }
-  return of_lanes.folded(targets.bad_row(args, begin, end));
-}
-
-template <typename T, typename A>
-ForwardTotals forward_together(const ForwardArgs<T, A>& args, int64_t begin, int64_t end) {
-  return forward_together(args, begin, end, ForgetExps(), [](auto&&...) {});
-}
-
-// Both passes in one, for logits that are taken as they are.
-template <typename T, typename A>
-ForwardTotals forward_with_gradient_together(const ForwardArgs<T, A>& forward,
-                                             const BackwardArgs<T, A>& backward, int64_t begin,
-                                             int64_t end) {
-  // inlined into its caller it would have fewer registers
-  const auto write = [&](int64_t row, int64_t count, const auto& targets, const auto& max,
-                         const auto& rows) __attribute__((noinline)) {
-    write_gradients(backward, row, count, targets, max, [&](int64_t r) {
-      const A* exps = rows.row(r);
-      return [exps](int64_t c, auto) { return load_vec(exps + c); };
-    });
-  };
-  const ForwardTotals totals = forward_together(forward, begin, end, KeepExps<T>(backward), write);
-  end_of_streams();
-  return totals;
-}
-
-// For logits that are taken as they are.
-template <typename T, typename A>
-int64_t backward_together(const BackwardArgs<T, A>& args, int64_t begin, int64_t end) {
-  using V = ManyLanes<A>;
-  constexpr int64_t kRows = V::size();
-  LaneTargets<V> targets;
-  for (int64_t row = begin; row < end; row += kRows) {
-    const int64_t count = end - row < kRows ? end - row : kRows;
-    targets.read(args, row, count);
-    const V max = load_lane_vec<V>(args.row_max + row, count, A(0));
-    write_gradients(args, row, count, targets, max, [&](int64_t r) {
-      const T* logits = args.logits.row(row + r);
-      const Vec<A> of_row(args.row_max[row + r]);
-      return [logits, of_row](int64_t c, auto lanes) {
-        fetch_ahead(logits + c);
-        return vexp(load_lanes(lanes, logits + c, A(0)) - of_row);
-      };
-    });
-  }
-  end_of_streams();
-  return targets.bad_row(args, begin, end);
-}
 
 }  // namespace
 }  // namespace softreg

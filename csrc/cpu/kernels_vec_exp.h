@@ -171,8 +171,8 @@ SOFTREG_INLINE Vec<A> add_exp(Vec<A> sum, Vec<A> x, Vec<A>& exp) {
   return mul_add(factors.power, factors.remainder, sum);
 }
 
-template <typename A>
-SOFTREG_INLINE Vec<A> vtanh(Vec<A> x) {
+template <typename V>
+SOFTREG_INLINE V vtanh(V x) {
   return tanh_of(x);
 }
 
