@@ -1,8 +1,7 @@
 """The report of a GPU, from the CSV alone: python benchmarks/gpu_report.py TABLE.csv [--short]"""
 
-import csv
+import argparse
 import math
-import sys
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -161,9 +160,16 @@ def chart(rows: list[Row], path: Path) -> None:
 write_report = partial(report.write_report, markdown=markdown, chart=chart, alt="Bandwidths")
 
 
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("table", type=Path, metavar="TABLE.csv")
+    parser.add_argument("--short", action="store_true", help="print the short table, write nothing")
+    given = parser.parse_args(arguments)
+    print(
+        *(short(report.read_table(given.table)) if given.short else write_report(given.table)),
+        sep="\n",
+    )
+
+
 if __name__ == "__main__":
-    if sys.argv[2:] == ["--short"]:
-        with open(sys.argv[1], newline="") as file:
-            print("\n".join(short(csv.DictReader(file))))
-    else:
-        print(*write_report(Path(sys.argv[1])), sep="\n")
+    main()

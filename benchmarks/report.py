@@ -1,7 +1,7 @@
 """The Markdown report and the chart from the CSV alone: python benchmarks/report.py TABLE.csv"""
 
+import argparse
 import csv
-import sys
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
@@ -149,6 +149,11 @@ def write_report(
     return [table, text, picture]
 
 
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("table", type=Path, metavar="TABLE.csv")
+    print(*write_report(parser.parse_args(arguments).table), sep="\n")
+
+
 if __name__ == "__main__":
-    for written in write_report(Path(sys.argv[1])):
-        print(written)
+    main()

@@ -2,9 +2,11 @@
 
 import csv
 from pathlib import Path
+from types import ModuleType
 
 import gpu_measure
 import gpu_report
+import pytest
 import report
 import tables
 from cells import Cell
@@ -42,8 +44,16 @@ def test_lines_for_the_screen(tmp_path: Path) -> None:
     assert "3 GB/s   75% of a copy   3.00x the best peer" in lines[0]
 
 
-def test_short_table(tmp_path: Path) -> None:
-    with table(tmp_path / "some.csv").open() as file:
-        lines = list(gpu_report.short(csv.DictReader(file)))
+def test_short_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gpu_report.main([str(table(tmp_path / "some.csv")), "--short"])
+    lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
+    assert not (tmp_path / "some.md").exists()
     assert lines[1].split() == ["8x5", "float32", "75%", "75%", "3.00x"]
+
+
+@pytest.mark.parametrize("program", [report, gpu_report])
+def test_no_table_is_named(program: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        program.main([])
+    assert "the following arguments are required: TABLE.csv" in capsys.readouterr().err
