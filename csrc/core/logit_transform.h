@@ -32,14 +32,40 @@ struct TransformedLogit {
   F value, slope;
 };
 
+// Of a cap.
+template <typename F, typename A>
+SOFTREG_INLINE F tanh_of_logit(const LogitTransform<A>& transform, F logit) {
+  return vtanh(F(transform.scale_over_cap) * logit);
+}
+
+template <typename F, typename A>
+SOFTREG_INLINE TransformedLogit<F> capped_logit(const LogitTransform<A>& transform, F tanh) {
+  return {F(transform.cap) * tanh, F(transform.scale) * ((F(1) - tanh) * (F(1) + tanh))};
+}
+
+// Without one.
+template <typename F, typename A>
+SOFTREG_INLINE TransformedLogit<F> scaled_logit(const LogitTransform<A>& transform, F logit) {
+  const F scale(transform.scale);
+  return {scale * logit, scale};
+}
+
 template <typename F, typename A>
 SOFTREG_INLINE TransformedLogit<F> transform_logit(const LogitTransform<A>& transform, F logit) {
-  const F scale(transform.scale);
   if (!transform.is_capped()) {
-    return {scale * logit, scale};
+    return scaled_logit(transform, logit);
   }
-  const F t = vtanh(F(transform.scale_over_cap) * logit);
-  return {F(transform.cap) * t, scale * ((F(1) - t) * (F(1) + t))};
+  return capped_logit(transform, tanh_of_logit(transform, logit));
+}
+
+// use(transformed), transformed(logit): what is done to logits is asked once, not for each.
+template <typename A, typename Use>
+SOFTREG_INLINE void with_transform(const LogitTransform<A>& transform, Use use) {
+  if (transform.is_capped()) {
+    use([&](auto logit) { return capped_logit(transform, tanh_of_logit(transform, logit)); });
+  } else {
+    use([&](auto logit) { return scaled_logit(transform, logit); });
+  }
 }
 
 }  // namespace softreg

@@ -202,6 +202,27 @@ double expected_total_weight(const ForwardArgs<T, A>& args) {
   return std::accumulate(totals.begin(), totals.end(), 0.0);
 }
 
+// A row's tanhs for each thread, where the passes share them.
+template <typename A>
+class KeptTanhs {
+ public:
+  template <typename T>
+  explicit KeptTanhs(const CrossEntropyRows<T, A>& args) {
+    if (args.transform.is_capped() && args.classes > kChunk) {
+      tanhs_ = at::empty({at::get_num_threads(), rounded_up(args.classes, kLanes)},
+                         c10::CppTypeToScalarType<A>::value);
+    }
+  }
+
+  A* of_this_thread() const {
+    return tanhs_.defined() ? tanhs_.mutable_data_ptr<A>() + at::get_thread_num() * tanhs_.size(1)
+                            : nullptr;
+  }
+
+ private:
+  at::Tensor tanhs_;
+};
+
 template <typename T>
 void forward_with_gradient_typed(const CrossEntropyArgs& args, double grad_loss,
                                  const ForwardWithGradientOutputs& outputs) {
@@ -223,9 +244,11 @@ void forward_with_gradient_typed(const CrossEntropyArgs& args, double grad_loss,
   } else {
     const double expected = is_mean ? expected_total_weight(kernel_args) : 1;
     const BackwardArgs<T, A> gradient_args = gradient_by(expected);
+    const KeptTanhs<A> tanhs(kernel_args);
     const auto forward_with_gradient = [&](int64_t begin, int64_t end) {
       if (!shares_rows) {
-        return kernels.forward_with_gradient(kernel_args, gradient_args, begin, end);
+        return kernels.forward_with_gradient(kernel_args, gradient_args, begin, end,
+                                             tanhs.of_this_thread());
       }
       const ForwardTotals totals = forward_of_long_row(kernel_args, blocks, begin);
       kernels.backward(gradient_args, begin, end, {0, kernel_args.classes});

@@ -12,6 +12,9 @@ struct Columns {
   int64_t first, count;
 };
 
+// Logits that stay in the first-level cache while they are staged.
+constexpr int64_t kChunk = 2048;
+
 // Each works on the rows [begin, end).
 template <typename T>
 using ForwardKernel = ForwardTotals(const ForwardArgs<T, Accumulator<T>>&, int64_t begin,
@@ -22,10 +25,12 @@ using GradientKernel = int64_t(const BackwardArgs<T, Accumulator<T>>&, int64_t b
                                Columns);
 
 // The backward pass follows the forward pass, whose state it is given, while rows are at hand.
+// `tanhs`: room for those of a row of more than kChunk classes, up to the end of a vector, where
+// soft caps take them; null: they are taken twice.
 template <typename T>
 using ForwardWithGradientKernel = ForwardTotals(const ForwardArgs<T, Accumulator<T>>&,
                                                 const BackwardArgs<T, Accumulator<T>>&,
-                                                int64_t begin, int64_t end);
+                                                int64_t begin, int64_t end, Accumulator<T>* tanhs);
 
 // What some columns of a row add to it, and the forward pass of rows from that: `states` holds
 // those of row after row, columns_of_row each.

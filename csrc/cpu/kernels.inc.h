@@ -55,19 +55,21 @@ int64_t backward(const BackwardArgs<T, Accumulator<T>>& args, int64_t begin, int
 template <typename T>
 ForwardTotals forward_with_gradient(const ForwardArgs<T, Accumulator<T>>& forward_args,
                                     const BackwardArgs<T, Accumulator<T>>& backward_args,
-                                    int64_t begin, int64_t end) {
+                                    int64_t begin, int64_t end, Accumulator<T>* tanhs) {
   const int64_t classes = forward_args.classes;
   const auto& grad = backward_args.grad;
   if (classes <= kTileClasses && forward_args.logits.inner == grad.inner) {
     return forward_with_gradient_in_lanes(forward_args, backward_args, begin, end);
   }
-  if (goes_along_row(forward_args) && grad.classes_adjacent() && classes <= kChunk) {
+  if (goes_along_row(forward_args) && grad.classes_adjacent()) {
     if constexpr (kMostTogether<T> > 0) {
       if (goes_together(forward_args)) {
         return forward_with_gradient_together(forward_args, backward_args, begin, end);
       }
     }
-    return forward_with_gradient_along_row(forward_args, backward_args, begin, end);
+    return classes <= kChunk
+               ? forward_with_gradient_along_row(forward_args, backward_args, begin, end)
+               : forward_with_gradient_of_long_rows(forward_args, backward_args, begin, end, tanhs);
   }
   const ForwardTotals totals = forward<T>(forward_args, begin, end);
   backward<T>(backward_args, begin, end, all_columns(backward_args));

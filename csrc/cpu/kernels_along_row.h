@@ -72,10 +72,28 @@ int64_t backward_along_row(const BackwardArgs<T, A>& args, int64_t begin, int64_
   int64_t bad_row = kNoBadRow;
   for (int64_t row = begin; row < end; ++row) {
     const RowTarget target(args, row, bad_row);
-    backward_row(args, row, target, columns);
+    backward_row(args, row, target, saved_row(args, row), columns);
   }
   end_of_streams();
   return bad_row;
+}
+
+// Both passes in one, for rows of many chunks: the gradients of a row are taken while it is in the
+// caches. `tanhs`: see state_of_columns.
+template <typename T, typename A>
+ForwardTotals forward_with_gradient_of_long_rows(const ForwardArgs<T, A>& forward,
+                                                 const BackwardArgs<T, A>& backward, int64_t begin,
+                                                 int64_t end, A* tanhs) {
+  Staged<A> staged;
+  const auto state_of_row = [&](int64_t row) {
+    return state_of_columns(forward, row, all_columns(forward), staged, tanhs);
+  };
+  const auto write = [&](int64_t row, RowTarget target, const RowState<A>& state) {
+    backward_row(backward, row, target, saved_row(state), all_columns(backward), tanhs);
+  };
+  const ForwardTotals totals = forward_rows(forward, begin, end, state_of_row, write);
+  end_of_streams();
+  return totals;
 }
 
 // Keeps a row's exponentials, and writes the last row's gradients beside.
@@ -146,16 +164,19 @@ int64_t grad_target_along_row(const BackwardArgs<T, A>& args, int64_t begin, int
     const RowWeights<T, A> weights(args, row, columns.first);
     const Vec<A> on(weights.on), upstream(upstream_gradient(args, row));
     const Vec<A> max(args.row_max[row]), log_sum(vlog(args.sum[row]));
+    const T* logits = args.logits.row(row) + columns.first;
     T* grad = args.grad.row(row) + columns.first;
-    for_each_chunk<kChunk>(
-        args.transform, args.logits.row(row) + columns.first, columns.count, staged,
-        [&](auto x, int64_t first, int64_t n) {
-          store_row<A>(grad + first, n, streams(args), [&](int64_t i, auto lanes) {
-            const Vec<A> logit = load_lanes(lanes, x + i, A(0));
-            const Vec<A> nll = negative_log_likelihood(log_sum, logit - max);
-            return probability_gradient(weights.class_weights(first + i, lanes), on, nll, upstream);
-          });
-        });
+    const auto transformed = [&](int64_t first, int64_t n) {
+      return staged.fill(args.transform, logits + first, n);
+    };
+    const auto write = [&](auto x, int64_t first, int64_t n) {
+      store_row<A>(grad + first, n, streams(args), [&](int64_t i, auto lanes) {
+        const Vec<A> logit = load_lanes(lanes, x + i, A(0));
+        const Vec<A> nll = negative_log_likelihood(log_sum, logit - max);
+        return probability_gradient(weights.class_weights(first + i, lanes), on, nll, upstream);
+      });
+    };
+    for_each_chunk<kChunk>(args.transform, logits, columns.count, transformed, write);
   }
   end_of_streams();
   return kNoBadRow;

@@ -42,12 +42,14 @@ SOFTREG_INLINE void fetch(const T* x) {
   __builtin_prefetch(x, 0, 2);
 }
 
-// What follows x at a distance: a page's translation, which may cost more than its lines, is looked
-// up early.
-template <typename T>
+// What follows x, `count` numbers or a line of the caches, at a distance: a page's translation,
+// which may cost more than its lines, is looked up early.
+template <int64_t count = 1, typename T>
 SOFTREG_INLINE void fetch_ahead(const T* x) {
-  constexpr int64_t kBytes = 4096;
-  fetch(reinterpret_cast<const char*>(x) + kBytes);
+  constexpr int64_t kBytes = 4096, kLine = 64;
+  for (int64_t i = 0; i < count * static_cast<int64_t>(sizeof(T)); i += kLine) {
+    fetch(reinterpret_cast<const char*>(x) + kBytes + i);
+  }
 }
 
 // A gradient of this many bytes is gone from the caches before anyone reads it.

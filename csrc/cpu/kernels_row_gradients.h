@@ -114,6 +114,12 @@ SOFTREG_INLINE Vec<A> gradient_of_transformed(const LogitTransform<A>& transform
   return of(vexp(y.value - max)) * y.slope;
 }
 
+// What the forward pass will leave of a row.
+template <typename A>
+SOFTREG_INLINE SavedRow<A> saved_row(const RowState<A>& state) {
+  return {shift(state.exp.max), state.exp.sum, static_cast<A>(state.coefficient)};
+}
+
 // What is kept of a chunk of a row for its gradients.
 template <typename A>
 struct KeptChunk {
@@ -136,14 +142,14 @@ struct KeptChunk {
   }
 };
 
-// Of a row whose logits are transformed. A function of its own, for else other rows would get fewer
-// registers; what is done with a vector is inlined by force, for a call would take it through
-// memory.
+// Of a row whose logits are transformed; `tanhs` of its columns, where the forward pass kept them,
+// or null. A function of its own, for else other rows would get fewer registers; what is done with
+// a vector is inlined by force, for a call would take it through memory.
 template <typename T, typename A>
 __attribute__((noinline)) void backward_row_transformed(const BackwardArgs<T, A>& args, int64_t row,
-                                                        RowTarget target, Columns columns) {
+                                                        RowTarget target, SavedRow<A> saved,
+                                                        Columns columns, const A* tanhs) {
   const LogitTransform<A> transform = args.transform;  // a copy: see for_each_transformed
-  const SavedRow<A> saved = saved_row(args, row);
   const Vec<A> max(saved.max);
   const T* logits = args.logits.row(row) + columns.first;
   T* grad = args.grad.row(row) + columns.first;
@@ -159,32 +165,32 @@ __attribute__((noinline)) void backward_row_transformed(const BackwardArgs<T, A>
     return;
   }
   // a chunk at a time: a tanh in the same loop as the exponential would be one longer chain
-  KeptChunk<A> chunk;
+  Staged<A> staged;
   for (int64_t first = 0; first < columns.count; first += kChunk) {
     const int64_t rest = columns.count - first, count = rest < kChunk ? rest : kChunk;
-    chunk.fill(transform, logits + first, count);
+    const A* of_chunk =
+        tanhs ? tanhs + first : staged.fill_with_tanhs(transform, logits + first, count);
     gradients.begin(args, row, target, saved, columns.first + first);
     store_gradients(gradients, grad + first, count, streams(args),
                     [&](int64_t c, auto lanes, auto of) __attribute__((always_inline)) {
-                      return chunk.template gradient<true>(
-                          c, lanes, [&](Vec<A> y) { return of(vexp(y - max)); });
+                      const auto y = capped_logit(transform, load_lanes(lanes, of_chunk + c, A(0)));
+                      return of(vexp(y.value - max)) * y.slope;
                     });
   }
 }
 
 template <typename T, typename A>
 SOFTREG_INLINE void backward_row(const BackwardArgs<T, A>& args, int64_t row, RowTarget target,
-                                 Columns columns) {
+                                 SavedRow<A> saved, Columns columns, const A* tanhs = nullptr) {
   if (!is_read(args, target)) {
     store_no_gradients(args, row, columns);
     return;
   }
   if (!args.transform.is_identity) {
-    backward_row_transformed(args, row, target, columns);
+    backward_row_transformed(args, row, target, saved, columns, tanhs);
     return;
   }
   RowGradients<T, A> gradients;
-  const SavedRow<A> saved = saved_row(args, row);
   gradients.begin(args, row, target, saved, columns.first);
   const T* logits = args.logits.row(row) + columns.first;
   const Vec<A> max(saved.max);
@@ -214,8 +220,7 @@ class RowGradientWriter {
       store_no_gradients(args_, row, all_columns(args_));
       return;
     }
-    const SavedRow<A> saved{shift(state.exp.max), state.exp.sum, static_cast<A>(state.coefficient)};
-    gradients_.begin(args_, row, target, saved, 0);
+    gradients_.begin(args_, row, target, saved_row(state), 0);
     kept_ = &kept;
     grad_ = args_.grad.row(row);
     beside_ = kBeside && !streams_ ? grad_ : nullptr;

@@ -12,9 +12,6 @@
 namespace softreg {
 namespace {
 
-// Logits that stay in the first-level cache while they are staged.
-constexpr int64_t kChunk = 2048;
-
 template <typename T, typename A>
 SOFTREG_INLINE Columns all_columns(const CrossEntropyRows<T, A>& args) {
   return {0, args.classes};
@@ -196,25 +193,33 @@ SOFTREG_INLINE LogSumExp<A> fold_lanes(const LaneLogits<A>& lanes) {
   return {max, fold_lanes(relative_to(lanes.sums, Vec<A>(max)).sum, Sum())};
 }
 
-// then(i, y) for the logits x[0, n), transformed, those from the i-th on: two vectors side by side,
-// for a tanh is one long chain. The last y is a whole vector, in lanes past the end of anything.
-// `transform` is a copy: what `then` stores could change another's.
-template <typename T, typename A, typename Then>
-SOFTREG_INLINE void for_each_transformed(LogitTransform<A> transform, const T* x, int64_t n,
-                                         Then then) {
+// then(i, logits) for the logits x[0, n), those from the i-th on: two vectors side by side, for the
+// tanh that `then` takes is one long chain. The last is a whole vector, in lanes past the end of 0.
+template <typename T, typename Then>
+SOFTREG_INLINE void for_each_pair(const T* x, int64_t n, Then then) {
+  using A = Accumulator<T>;
   constexpr int64_t width = Vec<A>::size();
   int64_t i = 0;
   for (; i + 2 * width <= n; i += 2 * width) {
-    fetch_ahead(x + i);
-    then(i, transform_logit(transform, load_lane_vec<Pair<Vec<A>>>(x + i)));
+    fetch_ahead<2 * width>(x + i);
+    then(i, load_lane_vec<Pair<Vec<A>>>(x + i));
   }
   if (i + width <= n) {
-    then(i, transform_logit(transform, load_vec(x + i)));
+    then(i, load_vec(x + i));
     i += width;
   }
   if (i < n) {
-    then(i, transform_logit(transform, load_part(x + i, n - i, A(0))));
+    then(i, load_part(x + i, n - i, A(0)));
   }
+}
+
+// then(i, y) for them transformed. `transform` is a copy: what `then` stores could change another.
+template <typename T, typename A, typename Then>
+SOFTREG_INLINE void for_each_transformed(LogitTransform<A> transform, const T* x, int64_t n,
+                                         Then then) {
+  with_transform(transform, [&](auto transformed) {
+    for_each_pair(x, n, [&](int64_t i, auto logits) { then(i, transformed(logits)); });
+  });
 }
 
 // A number for each class of a chunk, up to the end of its last vector.
@@ -222,26 +227,48 @@ template <typename A>
 struct Staged {
   alignas(64) A values[kChunk];
 
-  // Logits, transformed.
+  // The logits x[0, n), transformed; the tanhs of a cap go to `tanhs` if that is not null.
   template <typename T>
-  const A* fill(const LogitTransform<A>& transform, const T* x, int64_t n) {
-    for_each_transformed(transform, x, n,
-                         [&](int64_t i, auto y) { store_lane_vec(values + i, y.value); });
+  const A* fill(LogitTransform<A> transform, const T* x, int64_t n, A* tanhs = nullptr) {
+    if (tanhs) {
+      for_each_pair(x, n, [&](int64_t i, auto logits) {
+        const auto tanh = tanh_of_logit(transform, logits);
+        store_lane_vec(tanhs + i, tanh);
+        store_lane_vec(values + i, capped_logit(transform, tanh).value);
+      });
+    } else {
+      for_each_transformed(transform, x, n,
+                           [&](int64_t i, auto y) { store_lane_vec(values + i, y.value); });
+    }
+    return values;
+  }
+  const A* fill_from_tanhs(LogitTransform<A> transform, const A* tanhs, int64_t n) {
+    for_each_pair(tanhs, n, [&](int64_t i, auto tanh) {
+      store_lane_vec(values + i, capped_logit(transform, tanh).value);
+    });
+    return values;
+  }
+
+  template <typename T>
+  const A* fill_with_tanhs(LogitTransform<A> transform, const T* x, int64_t n) {
+    for_each_pair(x, n, [&](int64_t i, auto logits) {
+      store_lane_vec(values + i, tanh_of_logit(transform, logits));
+    });
     return values;
   }
 };
 
 // add(x, first, n), for the logits x[0, n), transformed, of a row's columns from `first` on: at
-// most kMost at a time.
-template <int64_t kMost, typename T, typename A, typename Add>
+// most kMost at a time. staged(first, n): those that are transformed.
+template <int64_t kMost, typename T, typename A, typename Stage, typename Add>
 SOFTREG_INLINE void for_each_chunk(const LogitTransform<A>& transform, const T* logits, int64_t n,
-                                   Staged<A>& staged, Add add) {
+                                   Stage staged, Add add) {
   for (int64_t first = 0; first < n; first += kMost) {
     const int64_t rest = n - first, count = rest < kMost ? rest : kMost;
     if (transform.is_identity) {
       add(logits + first, first, count);
     } else {
-      add(staged.fill(transform, logits + first, count), first, count);
+      add(staged(first, count), first, count);
     }
   }
 }
@@ -260,10 +287,12 @@ SOFTREG_INLINE LaneRowState<A> weighted_sums(const RowWeights<T, A>& weights, co
   return fold_row<false, A>(x, n, LaneRowState<A>::empty(), add, SumOfStates());
 }
 
-// Of the columns of a row.
+// Of the columns of a row. `tanhs`: where those of a cap are kept if there are more than kChunk
+// columns, or null.
 template <typename T, typename A>
 SOFTREG_INLINE RowState<A> state_of_columns(const CrossEntropyRows<T, A>& args, int64_t row,
-                                            Columns columns, Staged<A>& staged) {
+                                            Columns columns, Staged<A>& staged,
+                                            A* tanhs = nullptr) {
   const T* logits = args.logits.row(row) + columns.first;
   const RowWeights<T, A> weights(args, row, columns.first);
   const bool weighted = args.all_classes_count();
@@ -281,17 +310,25 @@ SOFTREG_INLINE RowState<A> state_of_columns(const CrossEntropyRows<T, A>& args, 
     }
     add_logits(lanes, x, n);
   };
-  for_each_chunk<kChunk>(args.transform, logits, columns.count, staged, add);
+  const auto transformed = [&](int64_t first, int64_t n) {
+    return staged.fill(args.transform, logits + first, n, tanhs ? tanhs + first : nullptr);
+  };
+  for_each_chunk<kChunk>(args.transform, logits, columns.count, transformed, add);
   const LogSumExp<A> exp = fold_lanes(lanes);
   CompensatedSum coefficient, logit;
   if (weighted) {  // a second walk, while the row is in the cache
     const Vec<A> common(shift(exp.max));
-    for_each_chunk<kWeightedChunk>(
-        args.transform, logits, columns.count, staged, [&](auto x, int64_t first, int64_t n) {
-          const LaneRowState<A> some = weighted_sums(weights, x, first, n, common);
-          coefficient.add(fold_lanes(some.coefficient, Sum()));
-          logit.add(fold_lanes(some.logit, Sum()));
-        });
+    const auto transformed_again = [&](int64_t first, int64_t n) {
+      return tanhs ? staged.fill_from_tanhs(args.transform, tanhs + first, n)
+                   : staged.fill(args.transform, logits + first, n);
+    };
+    for_each_chunk<kWeightedChunk>(args.transform, logits, columns.count, transformed_again,
+                                   [&](auto x, int64_t first, int64_t n) {
+                                     const LaneRowState<A> some =
+                                         weighted_sums(weights, x, first, n, common);
+                                     coefficient.add(fold_lanes(some.coefficient, Sum()));
+                                     logit.add(fold_lanes(some.logit, Sum()));
+                                   });
   }
   return {exp, coefficient.total(), logit.total()};
 }

@@ -138,19 +138,21 @@ class LogitsInPlace {
 
 // Logits, transformed, and where `slopes` is given the slopes of that.
 template <typename T, typename V, typename A>
-SOFTREG_INLINE void load_logits(Tile<V>& tile, Tile<V>* slopes, const LogitTransform<A>& transform,
+SOFTREG_INLINE void load_logits(Tile<V>& tile, Tile<V>* slopes, LogitTransform<A> transform,
                                 const Place<T>& place) {
   tile.load(place.logits, place.count, place.first, place.classes);
   if (transform.is_identity) {
     return;
   }
-  for (int64_t c = 0; c < place.classes; ++c) {
-    const TransformedLogit<V> y = transform_logit(transform, tile[c]);
-    tile.set(c, y.value);
-    if (slopes) {
-      slopes->set(c, y.slope);
+  with_transform(transform, [&](auto transformed) {
+    for (int64_t c = 0; c < place.classes; ++c) {
+      const TransformedLogit<V> y = transformed(tile[c]);
+      tile.set(c, y.value);
+      if (slopes) {
+        slopes->set(c, y.slope);
+      }
     }
-  }
+  });
 }
 
 // All that is read at a place, however it lies there.
