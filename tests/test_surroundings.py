@@ -100,6 +100,45 @@ assert ours.recv() == expected
 """
 
 
+# Each child would wait for ever for a lock that some thread held when it was born.
+FORKS_BESIDE_THREADS = """
+import os, threading, time, torch, softreg_ext
+
+torch.set_num_threads(1)
+logits, target = torch.randn(64, 1024), torch.arange(64)
+
+def step():
+    leaf = logits.clone().requires_grad_()
+    softreg_ext.cross_entropy(leaf, target).backward()
+
+def work():
+    while True:
+        step()
+
+for _ in range(3):
+    threading.Thread(target=work, daemon=True).start()
+end = time.monotonic() + 10
+while time.monotonic() < end:
+    child = os.fork()
+    if child == 0:
+        softreg_ext.cross_entropy(logits.clone().requires_grad_(), target)
+        os._exit(0)
+    latest = time.monotonic() + 30
+    while os.waitpid(child, os.WNOHANG)[0] == 0:
+        assert time.monotonic() < latest, "no end of the child"
+        time.sleep(0.0005)
+os._exit(0)
+"""
+
+
+def test_forks_beside_threads() -> None:
+    """Not one in a thousand children waited where this went wrong: it may take several runs."""
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKS_BESIDE_THREADS], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+
+
 def test_after_fork() -> None:
     """In the child of a process that has used its threads."""
     run = subprocess.run([sys.executable, "-c", AFTER_FORK], capture_output=True, text=True)

@@ -2,8 +2,10 @@
 
 #include <ATen/ops/empty.h>
 #include <c10/util/bit_cast.h>
+#include <pthread.h>
 
 #include <algorithm>
+#include <mutex>
 
 namespace softreg {
 namespace {
@@ -19,10 +21,20 @@ int pause_after(int distrust) {
   return distrust <= kMissAdds ? 0 : std::min(1 << distrust / 2, kLongestPause);
 }
 
+// Of all guesses: backward passes run in threads of their own. A process that forks holds it, for
+// in its child nobody else would let go of it. Never destroyed: threads may outlive statics.
+std::mutex& mutex() {
+  static std::mutex& of_all = *[] {
+    pthread_atfork([] { mutex().lock(); }, [] { mutex().unlock(); }, [] { mutex().unlock(); });
+    return new std::mutex;
+  }();
+  return of_all;
+}
+
 }  // namespace
 
 std::optional<double> UpstreamGuess::upstream() {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const std::lock_guard<std::mutex> lock(mutex());
   learn();
   if (pause_ > 0) {
     --pause_;
@@ -38,12 +50,12 @@ std::optional<double> UpstreamGuess::upstream() {
 }
 
 void UpstreamGuess::add_waiting(const at::Tensor& gradient) {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const std::lock_guard<std::mutex> lock(mutex());
   waiting_.emplace_back(gradient.getIntrusivePtr());
 }
 
 void UpstreamGuess::remove_waiting(const at::Tensor& taken) {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const std::lock_guard<std::mutex> lock(mutex());
   const auto waits_no_more = [&](const Waiting& gradient) {
     return gradient.expired() || gradient._unsafe_get_target() == taken.unsafeGetTensorImpl();
   };
@@ -51,17 +63,17 @@ void UpstreamGuess::remove_waiting(const at::Tensor& taken) {
 }
 
 void UpstreamGuess::was_wrong() {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const std::lock_guard<std::mutex> lock(mutex());
   add_miss();
 }
 
 void UpstreamGuess::came(double upstream, bool was_right) {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const std::lock_guard<std::mutex> lock(mutex());
   was_right ? learn_right() : learn_wrong(upstream);
 }
 
 const at::Tensor& UpstreamGuess::report() {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const std::lock_guard<std::mutex> lock(mutex());
   if (!report_.defined()) {
     const bool is_far = device_ != c10::kCPU;
     report_ = at::empty({2}, at::TensorOptions(at::kDouble).pinned_memory(is_far));

@@ -5,13 +5,12 @@
 #include <c10/core/UndefinedTensorImpl.h>
 #include <c10/util/intrusive_ptr.h>
 
-#include <mutex>
 #include <optional>
 #include <vector>
 
 namespace softreg {
 
-// Of one op on one type of device. Process-wide: backward passes run in threads of their own.
+// Of one op on one type of device, in all threads of a process.
 // Devices report late whether a guess was right, so that those in flight are guesses too.
 class UpstreamGuess {
  public:
@@ -41,7 +40,6 @@ class UpstreamGuess {
   void add_miss();
 
   c10::DeviceType device_;
-  std::mutex mutex_;
   at::Tensor report_;
   double upstream_ = 1;
   int distrust_ = 0;
