@@ -1,11 +1,12 @@
 // The Python module softreg_ext._C: the eager entry, and what the build knows about itself.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <optional>
 #include <string>
 #include <tuple>
-#include <type_traits>
 #include <vector>
 
 #include "cpu/active_kernels.h"
@@ -16,12 +17,60 @@
 namespace softreg {
 namespace {
 
+// What pybind11 takes for a float, but for tensors that require grad, which would get none.
+struct Number {
+  double value = 0;
+
+  operator double() const { return value; }
+};
+
+}  // namespace
+}  // namespace softreg
+
+namespace pybind11::detail {
+
+template <>
+struct type_caster<softreg::Number> {
+  PYBIND11_TYPE_CASTER(softreg::Number, const_name("float"));
+
+  bool load(handle source, bool convert) {
+    if (THPVariable_Check(source.ptr()) && THPVariable_Unpack(source.ptr()).requires_grad()) {
+      return false;
+    }
+    make_caster<double> number;
+    const bool is_number = number.load(source, convert);
+    value.value = is_number ? cast_op<double>(number) : 0;
+    return is_number;
+  }
+};
+
+}  // namespace pybind11::detail
+
+namespace softreg {
+namespace {
+
 using Outputs = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
-// Where nothing is traced all integers are known; pybind11 has a quicker way to them, whose errors
-// are the expected ones.
+// What Python is asked for in the place of an entry's argument. Where nothing is traced all
+// integers are known; pybind11 has a quicker way to them, whose errors are the expected ones.
 template <typename T>
-using Eager = std::conditional_t<std::is_same_v<T, c10::SymInt>, int64_t, T>;
+struct EagerOf {
+  using type = T;
+};
+template <>
+struct EagerOf<c10::SymInt> {
+  using type = int64_t;
+};
+template <>
+struct EagerOf<double> {
+  using type = Number;
+};
+template <>
+struct EagerOf<std::optional<double>> {
+  using type = std::optional<Number>;
+};
+template <typename T>
+using Eager = typename EagerOf<T>::type;
 
 // The loss of `entry`, or the loss and lse where its last argument asks for both. The same
 // dispatcher op as that of torch.ops, without the several microseconds that torch.ops spends on

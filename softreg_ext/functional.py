@@ -94,7 +94,8 @@ def cross_entropy(
         label_smoothing: in [0, 1]; how much of the target is spread evenly over the classes.
         z_loss: adds ``z_loss * lse^2`` to the loss of each row that counts, before the reduction
             (de Brebisson and Vincent, 2016); it keeps ``lse`` near 0. 0 or positive.
-        logit_scale: multiplies the logits first (the inverse of a temperature).
+        logit_scale: multiplies the logits first (the inverse of a temperature). A number: to learn
+            one, multiply the logits by it.
         softcap: then bounds them to ``softcap * tanh(logits / softcap)`` (as in Gemma 2, 2024);
             positive; default: no bound.
         return_lse: also return ``lse`` of each row, ignored ones too, of the scaled and capped

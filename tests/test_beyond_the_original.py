@@ -308,6 +308,22 @@ def test_bad_values(name: str, value: Any, error: type[Exception]) -> None:
         softreg_ext.cross_entropy(logits, target, **{name: value})
 
 
+@pytest.mark.parametrize("name", ["z_loss", "logit_scale", "softcap", "label_smoothing"])
+def test_numbers_get_no_gradient(name: str) -> None:
+    """Taken as numbers, tensors that require grad would be left without one."""
+    logits, target = inputs(4)
+    value = torch.tensor(0.5)
+    softreg_ext.cross_entropy(logits, target, **{name: value})
+    with pytest.raises(TypeError, match=f"{name} must be a float"):
+        softreg_ext.cross_entropy(logits, target, **{name: torch.nn.Parameter(value)})
+    with pytest.raises(TypeError, match=f"{name} must be a float"):
+        torch.func.grad(lambda x: softreg_ext.cross_entropy(logits, target, **{name: x}))(value)
+    with pytest.raises(TypeError, match=f"{name} must be a float"):
+        softreg_ext.linear_cross_entropy(
+            logits, torch.ones_like(logits), target % 4, **{name: torch.nn.Parameter(value)}
+        )
+
+
 def test_module() -> None:
     logits, target = inputs(40)
     options = {"z_loss": 0.1, "logit_scale": 0.3, "softcap": 2.0}
