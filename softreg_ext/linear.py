@@ -84,8 +84,10 @@ def linear_cross_entropy(
     there at a time under ``torch.func`` transforms and forward-mode AD, for second derivatives, and
     where ``target`` or ``weight`` requires grad.
 
-    ``input`` and ``linear_weight`` may be DTensors, which share out the rows, the classes or both:
-    see :func:`softreg_ext.cross_entropy`. The backward pass computes the logits again then.
+    ``input`` may be a DTensor, which shares out rows, and ``linear_weight`` one that shares out the
+    classes: see :func:`softreg_ext.cross_entropy`. The backward pass computes the logits again
+    then. A plain ``input`` beside a DTensor is an error: it does not say whether its rows are the
+    same on every process.
 
     Args:
         input: shape (N, features) or (features); float32, float64, bfloat16 or float16.

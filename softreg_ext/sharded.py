@@ -39,7 +39,36 @@ def _refuse_as_one_process(function: Any, *arguments: Any, **options: Any) -> No
         return found if torch.compiler.is_compiling() else found.requires_grad_(x.requires_grad)
 
     named = {name: without_data(x) for name, x in options.items()}
-    function(*map(without_data, arguments), **named)
+    if torch.compiler.is_compiling():
+        function(*map(without_data, arguments), **named)
+        return
+    # not by the caller's hooks, which may look for data in what is saved
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
+        function(*map(without_data, arguments), **named)
+
+
+class _OfUnchanged(torch.autograd.Function):
+    """A result of DTensors, whose backward pass is an error where they were changed in place.
+
+    Of that the local tensors, which are what losses keep, know nothing.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, result: Tensor, *used: Tensor) -> Tensor:
+        ctx.save_for_backward(*used)
+        return result.view_as(result)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad, *(None for _ in ctx.saved_tensors)
+
+
+def _noticing_changes(result: Any, layout: Layout) -> Any:
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return result
+    if isinstance(result, tuple):
+        return tuple(_noticing_changes(x, layout) for x in result)
+    return _OfUnchanged.apply(result, *layout.used)
 
 
 def _sharded_dims(x: Tensor, mesh: DeviceMesh) -> list[int | None]:
@@ -155,7 +184,8 @@ class _Loss:
             total, divisor = self.layout.sums(losses, self.row_weights)
             loss = total / divisor
         loss = loss.to(dtype)
-        return loss if lse is None else (loss, self.layout.as_dtensor(lse, self.row_shape))
+        result = loss if lse is None else (loss, self.layout.as_dtensor(lse, self.row_shape))
+        return _noticing_changes(result, self.layout)
 
 
 def _class_dim(shape: tuple[int, ...]) -> int:
@@ -201,6 +231,15 @@ def linear_cross_entropy(
     **options: Any,
 ) -> Any:
     """`linear.linear_cross_entropy` of an input or a layer that is a DTensor."""
+    if not isinstance(input, DTensor):
+        # Of FSDP each process has rows of its own, and a layer that looks like one of tensor
+        # parallelism: taken for the same rows they would give a wrong loss, and no error.
+        raise RuntimeError(
+            "linear_cross_entropy: input is a plain tensor, but linear_weight a DTensor: with "
+            "tensor parallelism say by DTensor.from_local(input, mesh, placements) which rows each "
+            "process has; with FSDP call the loss where the layer is gathered, as in the forward "
+            "of LinearCrossEntropyLoss under fully_shard"
+        )
     _refuse_as_one_process(
         *(linear.linear_cross_entropy, input, linear_weight, target),
         **{"linear_bias": linear_bias, "weight": weight, **options},

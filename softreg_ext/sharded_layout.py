@@ -1,7 +1,7 @@
 """Which rows and classes of a loss a process has, of a mesh of them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ class Layout:
 
     mesh: DeviceMesh
     shared: tuple[int | None, ...]
+    # the DTensors whose own memory local tensors are
+    used: list[DTensor] = field(default_factory=list, compare=False)
 
     @property
     def shares_classes(self) -> bool:
@@ -56,11 +58,13 @@ class Layout:
         """This process's part of `x`; a plain tensor is the same on all of them."""
         if not isinstance(x, DTensor):
             x = DTensor.from_local(x, self.mesh, self.everywhere, run_check=False)
-        if x.device_mesh != self.mesh:
+        elif x.device_mesh != self.mesh:
             raise RuntimeError(
                 f"cross_entropy: all DTensors must be on one mesh, but got {x.device_mesh} "
                 f"beside {self.mesh}"
             )
+        elif x.placements == placements:
+            self.used.append(x)
         return x.redistribute(self.mesh, placements).to_local(grad_placements=grad_placements)
 
     def as_dtensor(self, rows: Tensor, shape: tuple[int, ...]) -> Tensor:

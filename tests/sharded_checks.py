@@ -224,6 +224,57 @@ def check_other_mesh() -> None:
         softreg_ext.linear_cross_entropy(shards, layer, torch.zeros(4, dtype=torch.long))
 
 
+def check_changes_are_noticed(placements: Placements) -> None:
+    """In place, between the passes, of whatever the backward pass reads."""
+    mesh = mesh_of(2)
+    logits, labels = torch.randn(8, 8).double(), torch.arange(8)
+    on_layer = tuple(Shard(0) if p == Shard(1) else Replicate() for p in placements)
+    on_rows = tuple(p if p == Shard(0) else Replicate() for p in placements)
+
+    def loss_and_what_it_reads() -> list[tuple[Tensor, list[DTensor]]]:
+        found: list[tuple[Tensor, list[DTensor]]] = []
+        target = distributed(labels, mesh, on_rows)
+        input = distributed(logits, mesh, placements).requires_grad_() * 1
+        found.append((softreg_ext.cross_entropy(input, target), [input, target]))
+        rows = distributed(logits, mesh, on_rows)
+        layer = distributed(logits, mesh, on_layer).requires_grad_() * 1
+        pair = softreg_ext.linear_cross_entropy(rows, layer, target, return_lse=True)
+        found.append((pair[0] + pair[1].sum(), [rows, layer, target]))
+        return found
+
+    for number, (_, all_read) in enumerate(loss_and_what_it_reads()):
+        for place in range(len(all_read)):
+            loss, read = loss_and_what_it_reads()[number]
+            with torch.no_grad():
+                read[place].zero_()
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                loss.backward()
+
+
+def check_plain_input() -> None:
+    """It does not say which rows it has, as FSDP's, whose layers look like those here."""
+    layer = distributed(torch.randn(8, 6), mesh_of(1), (Shard(0),))
+    for on_layer in (layer, layer.redistribute(mesh_of(1), (Replicate(),))):
+        with pytest.raises(RuntimeError, match="input is a plain tensor, but linear_weight a DT"):
+            softreg_ext.linear_cross_entropy(torch.randn(4, 6), on_layer, torch.arange(4))
+
+
+def check_offloaded() -> None:
+    """What hooks of the caller get to keep are tensors with data."""
+    input, target = distributed(torch.randn(4, 8), mesh_of(1), (Shard(0),)), torch.arange(4)
+    layer = distributed(torch.randn(8, 8), mesh_of(1), (Shard(0),))
+    for function, given in (
+        (softreg_ext.cross_entropy, [input]),
+        (softreg_ext.linear_cross_entropy, [input, layer]),
+    ):
+        leaves = [x.detach().requires_grad_() for x in given]
+        expected = torch.autograd.grad(function(*leaves, target), leaves)
+        with torch.autograd.graph.save_on_cpu():
+            loss = function(*leaves, target)
+        for ours, theirs in zip(torch.autograd.grad(loss, leaves), expected, strict=True):
+            assert torch.equal(gathered(ours), gathered(theirs))
+
+
 def check_second_derivatives(placements: Placements) -> None:
     torch.manual_seed(0)
     logits, labels = torch.randn(4, 8).double(), torch.arange(4)

@@ -108,6 +108,19 @@ def test_gradient_of_the_weight(four: Processes, placements: checks.Placements) 
     four.run(checks.check_weight_gradient, placements)
 
 
+@pytest.mark.parametrize("placements", [(Shard(0), Shard(1)), (Shard(0), R), (R, R)], ids=name)
+def test_changes_are_noticed(four: Processes, placements: checks.Placements) -> None:
+    four.run(checks.check_changes_are_noticed, placements)
+
+
+def test_plain_input(four: Processes) -> None:
+    four.run(checks.check_plain_input)
+
+
+def test_offloaded(four: Processes) -> None:
+    four.run(checks.check_offloaded)
+
+
 def test_other_mesh(four: Processes) -> None:
     four.run(checks.check_other_mesh)
 
