@@ -46,7 +46,7 @@ MUTATIONS = [
     Mutation("core/cross_entropy.h", "row.upstream + grad_lse / sum", "row.upstream + grad_lse"),
     Mutation("core/cross_entropy.h", "mul_sub(exp, softmax_scale, offset)", "exp * softmax_scale"),
     Mutation("cpu/kernels_vec_memory.h", "%1, %2, %0", "%2, %1, %0"),
-    Mutation("core/logit_transform.h", "(F(1) - t) * (F(1) + t)", "(F(1) - t)"),
+    Mutation("core/logit_transform.h", "(F(1) - tanh) * (F(1) + tanh)", "(F(1) - tanh)"),
     Mutation("core/logit_transform.h", "of_logits / of_tanh", "1 / of_tanh"),
     Mutation("core/compensated_sum.h", "carry += other.carry;", ""),
     Mutation(
@@ -74,6 +74,13 @@ MUTATIONS = [
     Mutation("cpu/kernels_along_rows_together.h", "grad * load_vec(slopes + c)", "grad"),
     Mutation("cpu/kernels_row_gradients.h", "of(vexp(y.value - max)) * y.slope", "of(y.slope)"),
     Mutation("cpu/kernels_row_gradients.h", "kTransformed ? grad *", "false ? grad *"),
+    Mutation("cpu/kernels_row_gradients.h", "tanhs ? tanhs + first :", "tanhs ? tanhs :"),
+    Mutation("cpu/kernels_row_state.h", "(tanhs + i, tanh)", "(tanhs + i, logits)"),
+    Mutation(
+        "cpu/kernels_row_state.h",
+        "(args.transform, tanhs + first, n)",
+        "(args.transform, tanhs, n)",
+    ),
     Mutation(
         "cpu/kernels_row_gradients.h",
         "target, saved, columns.first + first",

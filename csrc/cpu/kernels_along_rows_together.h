@@ -123,7 +123,7 @@ int64_t backward_together(const BackwardArgs<T, A>& args, int64_t begin, int64_t
           fetch_ahead(logits + c);
           const Vec<A> x = load_lanes(lanes, logits + c, A(0));
           if constexpr (kTransformed) {
-            return gradient_of_transformed(transform, x, of_row, of);
+            return gradient_of_transformed(transform_logit(transform, x), of_row, of);
           } else {
             return of(vexp(x - of_row));
           }

@@ -106,11 +106,10 @@ SOFTREG_INLINE void store_gradients(const RowGradients<T, A>& gradients, T* grad
   }
 }
 
-// The gradients of logits x, which are transformed: of(exp) are those of what they are made.
+// The gradients of logits that are transformed to y: of(exp) are those of y.
 template <typename A, typename Of>
-SOFTREG_INLINE Vec<A> gradient_of_transformed(const LogitTransform<A>& transform, Vec<A> x,
-                                              Vec<A> max, Of of) {
-  const auto y = transform_logit(transform, x);
+SOFTREG_INLINE Vec<A> gradient_of_transformed(const TransformedLogit<Vec<A>>& y, Vec<A> max,
+                                              Of of) {
   return of(vexp(y.value - max)) * y.slope;
 }
 
@@ -160,7 +159,7 @@ __attribute__((noinline)) void backward_row_transformed(const BackwardArgs<T, A>
                     [&](int64_t c, auto lanes, auto of) __attribute__((always_inline)) {
                       fetch_ahead(logits + c);
                       const Vec<A> x = load_lanes(lanes, logits + c, A(0));
-                      return gradient_of_transformed(transform, x, max, of);
+                      return gradient_of_transformed(scaled_logit(transform, x), max, of);
                     });
     return;
   }
@@ -174,7 +173,7 @@ __attribute__((noinline)) void backward_row_transformed(const BackwardArgs<T, A>
     store_gradients(gradients, grad + first, count, streams(args),
                     [&](int64_t c, auto lanes, auto of) __attribute__((always_inline)) {
                       const auto y = capped_logit(transform, load_lanes(lanes, of_chunk + c, A(0)));
-                      return of(vexp(y.value - max)) * y.slope;
+                      return gradient_of_transformed(y, max, of);
                     });
   }
 }
