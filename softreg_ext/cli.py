@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TextIO
 
+from . import __version__
 from .data import DATA_CHOICES, LOADER_CHOICES, DataError
 from .predict import INVERT_CHOICES, ImageError, load_image, rank_classes
 from .runs import RunError, RunFolder
@@ -40,9 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             args = _parser().parse_args(argv)
             status: int = args.run(args)
+            sys.stdout.flush()
             return status
         except UsageError as error:
             return _complain(error, status=2)
+        except BrokenPipeError:  # whoever read the output has gone, and may: head, less
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
         except (DataError, ImageError, RunError, TrainError, OSError) as error:
             return _complain(error, status=1)
         except KeyboardInterrupt:
@@ -92,6 +97,7 @@ def _show_warning(
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="softreg", description="Softmax regression on Fashion-MNIST.")
+    parser.add_argument("--version", action="version", version=f"softreg_ext {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     train = commands.add_parser(

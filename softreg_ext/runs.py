@@ -42,7 +42,12 @@ class RunFolder:
     @property
     def files(self) -> tuple[Path, ...]:
         """All files of a complete run."""
-        return self.metrics, self.model, self.curves, self.predictions, self.weights
+        return self.metrics, self.model, *self.pictures
+
+    @property
+    def pictures(self) -> tuple[Path, ...]:
+        """Those of its files that are drawn at the end."""
+        return self.curves, self.predictions, self.weights
 
     @property
     def held(self) -> tuple[Path, ...]:
@@ -90,6 +95,18 @@ class RunFolder:
         text = json.dumps(_json_safe(facts), indent=2, allow_nan=False)
         with _replacing(self.metrics) as path:
             path.write_text(text + "\n", encoding="utf-8")
+
+    def remove_pictures(self) -> None:
+        """Of a run that is being replaced: they would belong to none of the two.
+
+        Raises:
+            RunError: One cannot be removed.
+        """
+        try:
+            for picture in self.pictures:
+                picture.unlink(missing_ok=True)
+        except OSError as error:
+            raise RunError(f"{picture}: cannot be removed: {error.strerror}") from error
 
     def load_metrics(self) -> dict[str, Any]:
         """Reads ``metrics.json``.

@@ -97,6 +97,7 @@ def _train(
     chosen = trainees[args.loss]
 
     def save() -> None:
+        folder.remove_pictures()
         folder.save_model(chosen.net)
         folder.save_metrics({**facts, "epochs": [asdict(epoch) for epoch in chosen.history]})
 

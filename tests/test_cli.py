@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+import softreg_ext
 from softreg_ext.cli import main
 from softreg_ext.data import draw_garments
 from softreg_ext.model import SoftmaxRegression
@@ -118,6 +119,22 @@ def test_predict_without_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info"]) == 0
     assert capsys.readouterr().out.strip()
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"softreg_ext {softreg_ext.__version__}\n"
+
+
+def test_a_reader_may_leave(run: RunFolder, tmp_path: Path) -> None:
+    Image.new("L", (28, 28)).save(tmp_path / "dark.png")
+    command = [sys.executable, "-m", "softreg_ext", "predict", run.path, tmp_path / "dark.png"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
 
 
 def test_importing_the_package_is_light() -> None:

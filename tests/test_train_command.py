@@ -113,6 +113,21 @@ def test_model_belongs_to_the_last_epoch(train: Callable[..., int], tmp_path: Pa
     assert accuracy == pytest.approx(read_metrics(tmp_path / "run")["epochs"][-1]["test_acc"])
 
 
+def test_a_replaced_run_leaves_no_pictures(
+    train: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train() == 0
+    folder = RunFolder(tmp_path / "run")
+    assert folder.held == folder.files
+
+    def fail(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("softreg_ext.train_command._draw", fail)
+    assert train("--overwrite", "--seed", "1") == 1
+    assert folder.held == (folder.metrics, folder.model)
+
+
 @pytest.mark.usefixtures("no_pictures")
 def test_results_depend_on_the_seed_only(train: Callable[..., int], tmp_path: Path) -> None:
     losses = []
