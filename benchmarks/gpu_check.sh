@@ -11,10 +11,11 @@ cd "$(dirname "$0")/.."
 
 python=${PYTHON:-python3}
 out=$(realpath -m "${1:-benchmarks/results}")
-export PYTHONPATH="$PWD" MAX_JOBS="${MAX_JOBS:-$(nproc)}" FORCE_CUDA=1 PYTHONUNBUFFERED=1
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" MAX_JOBS="${MAX_JOBS:-$(nproc)}" FORCE_CUDA=1 PYTHONUNBUFFERED=1
 readonly BUILD_S=240 TESTS_S=200 SANITIZER_S=200 TOTAL_S=520
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+trap 'failed=1; one_line stopped "by a signal"; finish' TERM INT
 summary=() failed=0
 
 # one_line STEP RESULT: what the table at the end says of a step.
@@ -84,8 +85,9 @@ else
 fi
 
 workers=()
-"$python" -c 'import xdist' 2>/dev/null && workers=(-n 8)
-timeout -k 5 "$TESTS_S" "$python" -m pytest -q -m cuda "${workers[@]}" tests/cuda \
+"$python" -c 'import xdist' 2>/dev/null && workers=(-n 8 --dist worksteal)
+# Interrupted, pytest still says what had failed.
+timeout -s INT -k 20 "$TESTS_S" "$python" -m pytest -q -m cuda "${workers[@]}" tests/cuda \
   >"$work/tests.log" 2>&1
 judge tests $? "$work/tests.log"
 for tool in memcheck racecheck initcheck; do
@@ -95,7 +97,8 @@ for tool in memcheck racecheck initcheck; do
 done
 
 minutes=$("$python" -c "print(max(0.5, ($TOTAL_S - $SECONDS - 40) / 60))")
-"$python" benchmarks/bench_cross_entropy.py --device cuda --seconds 0.2 --minutes "$minutes" \
+rest=$((TOTAL_S - SECONDS > 60 ? TOTAL_S - SECONDS + 30 : 90))
+timeout -k 5 "$rest" "$python" benchmarks/bench_cross_entropy.py --device cuda --seconds 0.2 --minutes "$minutes" \
   --out "$out" 2>&1 | tee "$work/benchmark.log"
 status=$?
 if [ "$status" = 0 ]; then

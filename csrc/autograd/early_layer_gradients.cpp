@@ -63,8 +63,10 @@ std::optional<LayerGradients> take_early(torch::autograd::AutogradContext* ctx,
     return std::nullopt;
   }
   if (!is_seen_by_the_host(of_weight)) {
+    // of no dimensions it would be rounded to the gradients' type first, on a GPU
+    const at::Tensor factor = grad_loss.reshape({1});
     for (const at::Tensor* gradient : {&of_input, &of_weight, &of_bias}) {
-      gradient->mul_(grad_loss);
+      gradient->mul_(factor);
     }
     return gradients;
   }
