@@ -11,7 +11,8 @@ cd "$(dirname "$0")/.."
 
 python=${PYTHON:-python3}
 out=$(realpath -m "${1:-benchmarks/results}")
-export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" MAX_JOBS="${MAX_JOBS:-$(nproc)}" FORCE_CUDA=1 PYTHONUNBUFFERED=1
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" MAX_JOBS="${MAX_JOBS:-$(nproc)}"
+export FORCE_CUDA=1 PYTHONUNBUFFERED=1
 readonly BUILD_S=240 TESTS_S=200 SANITIZER_S=200 TOTAL_S=520
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -98,8 +99,8 @@ done
 
 minutes=$("$python" -c "print(max(0.5, ($TOTAL_S - $SECONDS - 40) / 60))")
 rest=$((TOTAL_S - SECONDS > 60 ? TOTAL_S - SECONDS + 30 : 90))
-timeout -k 5 "$rest" "$python" benchmarks/bench_cross_entropy.py --device cuda --seconds 0.2 --minutes "$minutes" \
-  --out "$out" 2>&1 | tee "$work/benchmark.log"
+timeout -k 5 "$rest" "$python" benchmarks/bench_cross_entropy.py --device cuda --seconds 0.2 \
+  --minutes "$minutes" --out "$out" 2>&1 | tee "$work/benchmark.log"
 status=$?
 if [ "$status" = 0 ]; then
   table="$out/cross_entropy_gpu.csv"

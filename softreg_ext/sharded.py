@@ -244,10 +244,11 @@ def linear_cross_entropy(
         *(linear.linear_cross_entropy, input, linear_weight, target),
         **{"linear_bias": linear_bias, "weight": weight, **options},
     )
-    mesh, *others = (x.device_mesh for x in (input, linear_weight) if isinstance(x, DTensor))
-    if any(other != mesh for other in others):
+    mesh = input.device_mesh
+    if isinstance(linear_weight, DTensor) and linear_weight.device_mesh != mesh:
         raise RuntimeError(
-            f"linear_cross_entropy: input is on {mesh}, but linear_weight on {others[0]}"
+            f"linear_cross_entropy: input is on {mesh}, but linear_weight on "
+            f"{linear_weight.device_mesh}"
         )
     may_share_classes = input.dim() == 2 and _may_share_classes(target, options)
     shared: list[int | None] = []
