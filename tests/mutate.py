@@ -192,7 +192,7 @@ MUTATIONS = [
     Mutation("layer_products.cpp", "body(Range{i * in_part,", "body(Range{0,"),
     Mutation("layer_products.cpp", "sum.addmm_(", "at::addmm(sum, "),
     Mutation("autograd/early_layer_gradients.cpp", "return was_right ?", "return true ?"),
-    Mutation("autograd/early_layer_gradients.cpp", "gradient->mul_(grad_loss)", "(void)gradient"),
+    Mutation("autograd/early_layer_gradients.cpp", "gradient->mul_(factor)", "(void)gradient"),
     Mutation(
         "autograd/early_layer_gradients.cpp", "args.input.scalar_type() == at::kHalf", "false"
     ),
