@@ -1,6 +1,4 @@
 // The logits of some rows at a time: ATen's matrix products around the ops of cross_entropy.
-#include "linear_cross_entropy.h"
-
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
@@ -9,126 +7,73 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <atomic>
 #include <vector>
 
 #include "checks.h"
 #include "cpu/large_results.h"
 #include "layer_products.h"
+#include "layer_rows.h"
+#include "linear_args.h"
+#include "no_autocast.h"
 #include "ops.h"
-#include "parts.h"
 
 namespace softreg {
-
 namespace {
-
-std::atomic<int64_t> chosen_chunk_bytes{0};
-
-}  // namespace
-
-int64_t chunk_bytes(const at::Tensor& input) {
-  const int64_t chosen = chosen_chunk_bytes;
-  return chosen > 0 ? chosen : int64_t(input.is_cpu() ? 60 : 256) << 20;
-}
-
-int64_t few_bytes(const at::Tensor& input) {
-  const int64_t in_a_chunk = chunk_bytes(input);
-  return input.is_cpu() ? std::min(in_a_chunk, int64_t(4) << 20) : in_a_chunk;
-}
-
-int64_t set_chunk_bytes(int64_t bytes) { return chosen_chunk_bytes.exchange(bytes); }
-
-namespace {
-
-// Matrix products take rows by so many at a time, as a rule.
-constexpr int64_t kRows = 16;
-
-// Rows that are worth more bytes to a chunk. Products of fewer are slower by up to a fifth: up to a
-// quarter of what the layer takes.
-constexpr int64_t kRowsToMultiply = 256;
-// Float32 sums of half types are read and written for each chunk, in a tenth of the time that the
-// products of so many take: up to what those sums take.
-constexpr int64_t kRowsToAdd = 2048;
-
-// How many rows are in a chunk: one at least, whatever its bytes.
-int64_t most_rows(int64_t bytes, int64_t row_bytes) {
-  const int64_t rows = std::max<int64_t>(1, bytes / std::max<int64_t>(1, row_bytes));
-  return rows < kRows ? rows : rows / kRows * kRows;
-}
-
-struct Chunk {  // of rows of the input
-  int64_t first;
-  int64_t count;
-
-  at::Tensor of(const at::Tensor& x) const { return x.narrow(0, first, count); }
-};
 
 // A tensor whose memory, on a CPU, may have been another's.
 at::Tensor empty_large(at::IntArrayRef sizes, const at::TensorOptions& options) {
   return on_kept_memory(at::empty(sizes, options));
 }
 
+// A row of the input for each in the first dimension; the state has a column for each of the loss.
+at::Tensor by_rows(const at::Tensor& state, int64_t rows) {
+  const int64_t positions = state.size(1) / std::max<int64_t>(1, rows);
+  return state.unflatten(1, at::IntArrayRef{rows, positions}).transpose(0, 1);
+}
+
 class Layer {
  public:
-  // `sum_bytes`: what the gradients' sums take where they are not in one chunk.
-  explicit Layer(const LinearCrossEntropyArgs& args, int64_t sum_bytes = 0)
+  explicit Layer(const LinearCrossEntropyArgs& args, bool has_lse, int64_t sum_bytes = 0)
       : args_(args),
         weight_(args.linear_weight.flatten(0, -2)),
         bias_(args.has_bias() ? args.linear_bias->flatten() : at::Tensor()),
-        rows_(args.input.size(0)) {
-    const int64_t row_bytes = outputs() * c10::elementSize(args.logits_type()) +
-                              product_row_bytes(args.input, weight_, args.float_logits);
-    rows_in_chunk_ = rows_of_chunk(chunk_bytes(args.input), row_bytes, sum_bytes);
-    buffer_ =
-        empty_large({rows_in_chunk_, outputs()}, args.input.options().dtype(args.logits_type()));
-  }
+        rows_(args, has_lse, sum_bytes),
+        buffer_(empty_large({rows_.in_chunk(), outputs()},
+                            args.input.options().dtype(args.logits_type()))) {}
 
   const at::Tensor& weight() const { return weight_; }
   int64_t outputs() const { return weight_.size(0); }
-  bool is_one_chunk() const { return rows_in_chunk_ == rows_; }
-
-  template <typename Body>
-  void for_each_chunk(const Body& body) const {
-    for (int64_t first = 0; first < rows_; first += rows_in_chunk_) {
-      body(Chunk{first, std::min(rows_in_chunk_, rows_ - first)});
-    }
-  }
+  const LayerRows& rows() const { return rows_; }
 
   // (count, C, d1, ..., dK), where the last chunk's were.
-  at::Tensor logits(const Chunk& chunk) const {
-    at::Tensor result = buffer_.narrow(0, 0, chunk.count);
-    layer_output(result, chunk.of(args_.input), weight_, bias_);
+  at::Tensor logits(const at::Tensor& input) const {
+    at::Tensor result = buffer_.narrow(0, 0, input.size(0));
+    layer_output(result, input, weight_, bias_);
     std::vector<int64_t> shape = args_.linear_weight.sizes().vec();
     shape.pop_back();
-    shape.insert(shape.begin(), chunk.count);
+    shape.insert(shape.begin(), input.size(0));
     return result.view(shape);
   }
 
-  // The rows of the loss, in the order of the state's columns.
-  at::Tensor state_of(const Chunk& chunk, const at::Tensor& state) const {
-    const int64_t positions = state.size(1) / std::max<int64_t>(1, rows_);
-    return state.narrow(1, chunk.first * positions, chunk.count * positions);
-  }
-
  private:
-  int64_t rows_of_chunk(int64_t bytes, int64_t row_bytes, int64_t sum_bytes) const {
-    if (rows_ * row_bytes <= bytes + sum_bytes) {  // no more memory than in several
-      return rows_;
-    }
-    const auto layer_bytes = static_cast<int64_t>(args_.linear_weight.nbytes());
-    const int64_t to_multiply = std::min(layer_bytes / 4, kRowsToMultiply * row_bytes);
-    const int64_t to_add = std::min(sum_bytes, kRowsToAdd * row_bytes);
-    const int64_t most = most_rows(std::max({bytes, to_multiply, to_add}), row_bytes);
-    const int64_t even = parts_of(rows_, std::max<int64_t>(1, parts_of(rows_, most)));
-    return std::min({most, rounded_up(even, kRows), rows_});
-  }
-
   const LinearCrossEntropyArgs& args_;
   at::Tensor weight_;  // (C d1 ... dK, features)
   at::Tensor bias_;    // (C d1 ... dK), or undefined
-  int64_t rows_;
-  int64_t rows_in_chunk_;
+  LayerRows rows_;
   at::Tensor buffer_;
+};
+
+struct ChunkArgs {
+  const Chunk& chunk;
+  at::Tensor input, logits, target;
+  CrossEntropyArgs args;
+
+  ChunkArgs(const LinearCrossEntropyArgs& all, const Layer& layer, const Chunk& chunk)
+      : chunk(chunk),
+        input(chunk.of(all.input)),
+        logits(layer.logits(input)),
+        target(chunk.of(all.target)),
+        args{all, logits, target, all.weight, all.return_lse} {}
 };
 
 // The layer's gradients: sums over the chunks, of half types in float32, to be rounded once.
@@ -143,29 +88,33 @@ class GradientSums {
   GradientSums(const LinearCrossEntropyArgs& args, const Layer& layer, Wanted wanted)
       : args_(args), layer_(layer), wanted_(wanted) {
     const at::ScalarType type = args.input.scalar_type();
-    const auto sum_type = layer.is_one_chunk() ? type : accumulator_type(type);
+    const auto sum_type = layer.rows().are_one_chunk() ? type : accumulator_type(type);
     const auto allocated = [&](bool is_wanted, at::IntArrayRef sizes, at::ScalarType dtype) {
       return empty_large(is_wanted ? sizes : at::IntArrayRef{0}, args.input.options().dtype(dtype));
     };
     of_input_ = allocated(wanted[0], args.input.sizes(), type);
     of_weight_ = allocated(wanted[1], layer.weight().sizes(), sum_type);
     of_bias_ = allocated(wanted[2], {layer.outputs()}, accumulator_type(type)).zero_();
-    if (args.input.size(0) == 0) {  // else the first product overwrites it
+    if (!layer.rows().are_all()) {
+      of_input_.zero_();
+    }
+    if (layer.rows().are_none()) {  // else the first product overwrites it
       of_weight_.zero_();
     }
   }
 
   // The gradient of a chunk's logits takes their place.
-  void add(const Chunk& chunk, const CrossEntropyArgs& args, const CrossEntropyGradArgs& grad) {
-    cross_entropy_backward_in_place(args, grad);
+  void add(const ChunkArgs& of_chunk, const CrossEntropyGradArgs& grad) {
+    const Chunk& chunk = of_chunk.chunk;
+    cross_entropy_backward_in_place(of_chunk.args, grad);
     const at::Tensor grad_logits =
-        layer_factor(args.logits.view({chunk.count, layer_.outputs()}), layer_.weight());
+        layer_factor(of_chunk.logits.view({chunk.count, layer_.outputs()}), layer_.weight());
     if (wanted_[0]) {
-      at::Tensor rows = chunk.of(of_input_);
-      layer_grad_input(rows, grad_logits, layer_.weight());
+      chunk.fill(of_input_,
+                 [&](at::Tensor& rows) { layer_grad_input(rows, grad_logits, layer_.weight()); });
     }
     if (wanted_[1]) {
-      layer_grad_weight(of_weight_, grad_logits, chunk.of(args_.input), chunk.first == 0);
+      layer_grad_weight(of_weight_, grad_logits, of_chunk.input, chunk.first == 0);
     }
     if (wanted_[2]) {
       of_bias_.add_(grad_logits.sum(at::IntArrayRef{0}, /*keepdim=*/false, of_bias_.scalar_type()));
@@ -224,16 +173,6 @@ at::Tensor total_weight_of(const LinearCrossEntropyArgs& args, int64_t rows) {
       .sum();
 }
 
-struct ChunkArgs {
-  at::Tensor logits, target;
-  CrossEntropyArgs args;
-
-  ChunkArgs(const LinearCrossEntropyArgs& all, const Layer& layer, const Chunk& chunk)
-      : logits(layer.logits(chunk)),
-        target(chunk.of(all.target)),
-        args{all, logits, target, all.weight, all.return_lse} {}
-};
-
 // The sum of a chunk's losses. Of a mean's: from their mean or from each, which half types may hold
 // where they do not hold the sum.
 at::Tensor sum_of(const CrossEntropyArgs& args, const ForwardOutputs& rows) {
@@ -257,24 +196,29 @@ ForwardOutputs run_forward(const LinearCrossEntropyArgs& args, const Layer& laye
   const at::Tensor placeholder = placeholder_logits(args);
   ForwardOutputs all = empty_forward_outputs(args.with_logits(placeholder));
   all.total_weight = total_weight_of(args, all.state.size(1));
+  if (!layer.rows().are_all()) {
+    all.state.zero_();
+    all.loss.zero_();
+  }
+  const at::Tensor state = by_rows(all.state, args.input.size(0));
   at::Tensor sum = at::zeros_like(all.total_weight);
-  layer.for_each_chunk([&](const Chunk& chunk) {
+  layer.rows().for_each_chunk([&](const Chunk& chunk) {
     ChunkArgs of_chunk(args, layer, chunk);
     of_chunk.args.reduction = reduction_in_chunk(args);
     const ForwardOutputs rows = cross_entropy_forward(of_chunk.args);
-    layer.state_of(chunk, all.state).copy_(rows.state);
+    chunk.put(state, by_rows(rows.state, chunk.count));
     if (args.return_lse) {
-      chunk.of(all.lse).copy_(rows.lse);
+      chunk.put(all.lse, rows.lse);
     }
     if (args.reduction == Reduction::kNone) {
-      chunk.of(all.loss).copy_(rows.loss);
+      chunk.put(all.loss, rows.loss);
     } else {
       sum.add_(sum_of(of_chunk.args, rows));
     }
     if (sums) {
       of_chunk.args.reduction = args.reduction;
       const std::optional<at::Tensor> no_grad_lse;
-      sums->add(chunk, of_chunk.args, {grad_loss, no_grad_lse, rows.state, all.total_weight});
+      sums->add(of_chunk, {grad_loss, no_grad_lse, rows.state, all.total_weight});
     }
   });
   if (args.reduction != Reduction::kNone) {
@@ -287,7 +231,7 @@ ForwardOutputs linear_cross_entropy_forward_in_chunks(const LinearCrossEntropyAr
   check_chunks(args);
   check_labels_of_all_rows(args);
   const NoAutocast no_autocast;
-  return run_forward(args, Layer(args), at::Tensor(), nullptr);
+  return run_forward(args, Layer(args, args.return_lse), at::Tensor(), nullptr);
 }
 
 LayerGradients linear_cross_entropy_backward_in_chunks(const LinearCrossEntropyArgs& args,
@@ -295,16 +239,17 @@ LayerGradients linear_cross_entropy_backward_in_chunks(const LinearCrossEntropyA
                                                        Wanted wanted) {
   check_chunks(args, grad);
   const NoAutocast no_autocast;
-  const Layer layer(args, GradientSums::bytes(args, wanted));
+  const Layer layer(args, grad.has_grad_lse(), GradientSums::bytes(args, wanted));
+  const at::Tensor state = by_rows(grad.state, args.input.size(0));
   GradientSums sums(args, layer, wanted);
-  layer.for_each_chunk([&](const Chunk& chunk) {
+  layer.rows().for_each_chunk([&](const Chunk& chunk) {
     const ChunkArgs of_chunk(args, layer, chunk);
     const bool has_row_losses = args.reduction == Reduction::kNone;
     const at::Tensor grad_loss = has_row_losses ? chunk.of(grad.grad_loss) : grad.grad_loss;
     const auto grad_lse =
         grad.has_grad_lse() ? std::make_optional(chunk.of(*grad.grad_lse)) : std::nullopt;
-    const at::Tensor state = layer.state_of(chunk, grad.state).contiguous();
-    sums.add(chunk, of_chunk.args, {grad_loss, grad_lse, state, grad.total_weight});
+    const at::Tensor its_state = chunk.of(state).transpose(0, 1).flatten(1).contiguous();
+    sums.add(of_chunk, {grad_loss, grad_lse, its_state, grad.total_weight});
   });
   return sums.results();
 }
@@ -314,7 +259,7 @@ LinearForwardWithGradientOutputs linear_cross_entropy_forward_with_gradient_in_c
   check_chunks(args);
   check_labels_of_all_rows(args);
   const NoAutocast no_autocast;
-  const Layer layer(args, GradientSums::bytes(args, wanted));
+  const Layer layer(args, args.return_lse, GradientSums::bytes(args, wanted));
   GradientSums sums(args, layer, wanted);
   const at::Tensor upstream =
       at::scalar_tensor(grad_loss, args.input.options().dtype(loss_type(args)));

@@ -11,7 +11,7 @@
 
 #include "cpu/active_kernels.h"
 #include "cpu/large_results.h"
-#include "linear_cross_entropy.h"
+#include "layer_rows.h"
 #include "ops.h"
 
 namespace softreg {

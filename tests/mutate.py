@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 SUITES = [*KERNEL_SUITES, "test_autograd.py", "test_properties.py", "test_tracers.py"]
 SUITES += ["cpu/test_large_results.py", "test_early_gradient.py"]
 SUITES += ["test_linear.py", "test_linear_arguments.py"]
-SUITES += ["test_linear_autocast.py", "test_linear_products.py"]
+SUITES += ["test_linear_autocast.py", "test_linear_ignored.py", "test_linear_products.py"]
 # Once more as on a processor without vector units, where half types are multiplied as float32.
 SUITES_OF_DEFAULT = ["test_linear_products.py"]
 
@@ -182,7 +182,12 @@ MUTATIONS = [
     Mutation("autograd/composite.cpp", "1 - (y / args.softcap).square()", "1 - (y / args.softcap)"),
     Mutation("autograd/composite.cpp", "2 * args.z_loss *", "args.z_loss *"),
     Mutation("cpu/kernels_row_gradients.h", "args.grad.data != args.logits.data &&", ""),
-    Mutation("linear_cross_entropy.cpp", "chunk.first * positions", "chunk.first"),
+    Mutation("layer_rows.h", "names_.narrow(0, first, count)", "names_.narrow(0, 0, count)"),
+    Mutation("layer_rows.cpp", "names_(has_lse ?", "names_(false ?"),
+    Mutation("layer_rows.cpp", ".any(1)", ".all(1)"),
+    Mutation("linear_cross_entropy.cpp", "of_input_.zero_();", ""),
+    Mutation("linear_cross_entropy.cpp", "all.state.zero_();", ""),
+    Mutation("linear_cross_entropy.cpp", "all.loss.zero_();", ""),
     Mutation("linear_cross_entropy.cpp", ".masked_fill_(ignored, 0)", ""),
     Mutation("linear_cross_entropy.cpp", "of_chunk.args.reduction = args.reduction;", ""),
     Mutation("linear_cross_entropy.cpp", "has_row_losses ? chunk.of(grad.grad_loss) :", ""),

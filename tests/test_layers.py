@@ -17,10 +17,10 @@ LAYERS = [
         4,
     ),
     (
-        r"cpu/|cuda/|meta/|((linear_)?args|checks|row_matrix|kernel_inputs|layer_products)\.",
+        r"cpu/|cuda/|meta/|((linear_)?args|checks|row_matrix|kernel_inputs|layer_(products|rows))\.",
         3,
     ),
-    (r"autograd/|ops\.|linear_cross_entropy\.|module\.cpp", 2),
+    (r"autograd/|(ops|linear_cross_entropy|no_autocast|module)\.", 2),
 ]
 # What a layer may include from outside, as patterns of <...>.
 OUTSIDE = {

@@ -12,7 +12,8 @@
 #include "autograd/early_layer_gradients.h"
 #include "checks.h"
 #include "layer_products.h"
-#include "linear_cross_entropy.h"
+#include "layer_rows.h"
+#include "no_autocast.h"
 #include "ops.h"
 
 namespace softreg {
