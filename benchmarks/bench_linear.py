@@ -26,6 +26,7 @@ import softreg_ext
 
 MODES = ("forward", "forward + backward")
 PRODUCTS = "three products"
+IGNORED = -100
 
 
 class Size(NamedTuple):
@@ -33,9 +34,11 @@ class Size(NamedTuple):
     features: int
     classes: int
     dtype: torch.dtype = torch.float32
+    ignored: float = 0.0  # part of the labels
 
     def __str__(self) -> str:
-        return f"{self.rows}x{self.features}x{self.classes}"
+        text = f"{self.rows}x{self.features}x{self.classes}"
+        return f"{text}, {self.ignored:.0%} ignored" if self.ignored else text
 
     @property
     def dtype_name(self) -> str:
@@ -50,6 +53,8 @@ SIZES = (
     Size(1024, 512, 32000),
     Size(1024, 768, 50257),
     Size(512, 768, 128256),
+    Size(1024, 768, 50257, ignored=0.5),  # prompts
+    Size(1024, 768, 30522, ignored=0.85),  # a masked language model's
 )
 # Where the processor has instructions for bfloat16: without them PyTorch takes minutes.
 BFLOAT16_SIZES = (
@@ -79,6 +84,7 @@ def make_layer(size: Size) -> Layer:
     input = torch.randn(size.rows, size.features, generator=generator)
     weight = torch.randn(size.classes, size.features, generator=generator) / size.features**0.5
     target = torch.randint(size.classes, (size.rows,), generator=generator)
+    target[torch.rand(size.rows, generator=generator) < size.ignored] = IGNORED
     return Layer(input.to(size.dtype), weight.to(size.dtype), target)
 
 
@@ -90,7 +96,13 @@ def apart(input: Tensor, weight: Tensor, target: Tensor) -> Tensor:
     return softreg_ext.cross_entropy(F.linear(input, weight), target)
 
 
-def peers() -> dict[str, Loss]:
+def eager_of_picked_rows(input: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    """As one writes it who knows that rows are ignored."""
+    picked = target != IGNORED
+    return eager(input[picked], weight, target[picked])
+
+
+def peers(size: Size) -> dict[str, Loss]:
     torch._dynamo.reset()
     found: dict[str, Loss] = {
         OURS: softreg_ext.linear_cross_entropy,
@@ -99,6 +111,8 @@ def peers() -> dict[str, Loss]:
         "eager": eager,
         "compiled": torch.compile(eager, dynamic=False),
     }
+    if size.ignored:
+        found["eager, of picked rows"] = eager_of_picked_rows
     if hasattr(F, "linear_cross_entropy"):
         options = nn.LinearCrossEntropyOptions()
         found["F.linear_cross_entropy"] = lambda input, weight, target: F.linear_cross_entropy(
@@ -128,7 +142,7 @@ def seconds_of(call: Callable[[], Any]) -> float:
 
 
 def three_products(layer: Layer) -> Callable[[], None]:
-    """What any implementation computes, into memory that is in use."""
+    """Of all rows, into memory that is in use."""
     logits = torch.randn(len(layer.input), len(layer.weight)).to(layer.input)
     of_input, of_weight = torch.zeros_like(layer.input), torch.zeros_like(layer.weight)
 
@@ -158,7 +172,7 @@ def measure(size: Size, threads: int, seconds: float) -> Iterator[dict[str, Any]
     layer = make_layer(size)
     wide = Layer(layer.input.double(), layer.weight.double(), layer.target)
     exact = call_of(eager, wide, MODES[-1])()
-    losses, wrong, once = peers(), {}, {}
+    losses, wrong, once = peers(size), {}, {}
     for name, loss in losses.items():
         call = call_of(loss, layer, MODES[-1])
         wrong[name] = errors(call(), exact)

@@ -27,7 +27,7 @@ def no_number(input: Tensor, weight: Tensor, target: Tensor) -> Tensor:
 
 def with_peer(monkeypatch: pytest.MonkeyPatch, **peers: bench_linear.Loss) -> None:
     ours = {"softreg_ext": softreg_ext.linear_cross_entropy}
-    monkeypatch.setattr(bench_linear, "peers", lambda: {**ours, **peers})
+    monkeypatch.setattr(bench_linear, "peers", lambda size: {**ours, **peers})
     monkeypatch.setattr(measure, "BLOCK_SECONDS", 1e-5)
     monkeypatch.setattr(bench_linear, "SIZES", (SMALL,))
     monkeypatch.setattr(bench_linear, "BFLOAT16_SIZES", (HALF,))
@@ -55,6 +55,16 @@ def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtypes: list[st
         cell = [row["dtype"], row["mode"]]
         ours = next(other for other in rows if [other["dtype"], other["mode"]] == cell)
         assert line[5] == f"{float(row['median_s']) / float(ours['median_s']):.2f}"
+
+
+def test_ignored_labels() -> None:
+    size = Size(1000, 2, 3, ignored=0.5)
+    layer = bench_linear.make_layer(size)
+    assert 400 < (layer.target == bench_linear.IGNORED).sum() < 600
+    assert str(size) == "1000x2x3, 50% ignored"
+    picking = bench_linear.peers(size)["eager, of picked rows"]
+    torch.testing.assert_close(picking(*layer), bench_linear.eager(*layer))
+    assert "eager, of picked rows" not in bench_linear.peers(SMALL)
 
 
 def test_a_slow_peer_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
