@@ -57,9 +57,9 @@ CXX_FLAGS = [
 ]
 # How many compilers run at a time.
 JOBS = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
-# What is compiled for 8.0 runs on 8.6 and 8.9 as well: within a major version code is upward
-# compatible.
-CUDA_ARCHS = ("7.5", "8.0", "9.0", "10.0", "12.0")
+# What is compiled for 8.0 runs on 8.6, 8.7 and 8.9 as well: within a major version code is upward
+# compatible. 11.0 is there beside Arm processors alone.
+CUDA_ARCHS = ("7.5", "8.0", "9.0", "10.0", "11.0", "12.0")
 
 
 class CudaPlan(NamedTuple):
@@ -133,13 +133,16 @@ def loaded_cxx_library() -> list[str]:
     return sorted(set(re.findall(r"/\S*/libstdc\+\+\.so\.\S+", mapped)))[:1]
 
 
-def default_archs(supported: str) -> str:
+def default_archs(supported: str, machine: str = platform.machine()) -> str:
     """TORCH_CUDA_ARCH_LIST for a machine without a GPU, where torch's own default fails.
 
     Args:
         supported: what `nvcc --list-gpu-arch` prints (compute_75 ... compute_121).
+        machine: the processor that the code is for.
     """
     numbers = set(re.findall(r"compute_(\d+)\b", supported))
+    if machine != "aarch64":
+        numbers -= {"110"}
     archs = [arch for arch in CUDA_ARCHS if arch.replace(".", "") in numbers]
     return ";".join(archs) + "+PTX"
 

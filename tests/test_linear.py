@@ -389,8 +389,7 @@ def test_a_guess_beyond_the_dtype() -> None:
     for dtype in (torch.float64, torch.float32, torch.float16):
         leaves, target = make_inputs(dtype)
         for _ in range(3):
-            found = torch.autograd.grad(fused(leaves, target), leaves)
-            torch.testing.assert_close(found, torch.autograd.grad(apart(leaves, target), leaves))
+            check(leaves, target)
         leaves, target = make_inputs(torch.float64)
         for _ in range(3):
             torch.autograd.grad(fused(leaves, target) * 1e300, leaves)

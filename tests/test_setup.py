@@ -64,7 +64,10 @@ def test_default_archs_are_those_nvcc_knows() -> None:
     listed = (
         "compute_75\ncompute_80\ncompute_86\ncompute_89\ncompute_90\ncompute_100\ncompute_103\n"
     )
-    assert setup.default_archs(listed) == "7.5;8.0;9.0;10.0+PTX"
+    assert setup.default_archs(listed, "x86_64") == "7.5;8.0;9.0;10.0+PTX"
+    listed += "compute_110\ncompute_120\n"
+    assert setup.default_archs(listed, "x86_64") == "7.5;8.0;9.0;10.0;12.0+PTX"
+    assert setup.default_archs(listed, "aarch64") == "7.5;8.0;9.0;10.0;11.0;12.0+PTX"
 
 
 def test_numbers_print_where_the_compiler_would_link_a_second_cxx_library(tmp_path: Path) -> None:

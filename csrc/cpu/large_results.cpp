@@ -1,5 +1,7 @@
 #include "cpu/large_results.h"
 
+#include <c10/core/CPUAllocator.h>
+
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
@@ -117,6 +119,7 @@ AllKept& kept() {
 
 void free_result(void* context) {
   const std::unique_ptr<Mapping> mapping(static_cast<Mapping*>(context));
+  c10::profiledCPUMemoryReporter().Delete(mapping->data);
   if (!mapping->is_large()) {
     kept().small.put(*mapping);
   } else if (mapping->bytes < kReclaimed ||
@@ -140,6 +143,7 @@ at::Tensor on_kept_memory(at::Tensor fresh) {
     mapping = is_large ? map_huge_pages(bytes) : map(bytes);
   }
   if (mapping.data) {
+    c10::profiledCPUMemoryReporter().New(mapping.data, bytes);  // as of any tensor
     fresh.storage().set_data_ptr_noswap(
         {mapping.data, new Mapping(mapping), free_result, fresh.device()});
   }

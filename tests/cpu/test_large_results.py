@@ -1,12 +1,15 @@
 """Large gradients lie in memory that an earlier one has left."""
 
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
 from cases import DTYPES
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 import softreg_ext
 from softreg_ext._extension import _C
@@ -35,6 +38,25 @@ def test_memory_is_used_again() -> None:
     first = grad(2048).data_ptr()
     assert grad(2048, seed=1).data_ptr() == first
     assert grad(1500, seed=2).data_ptr() == first
+
+
+def profiled_bytes(call: Callable[[], Any]) -> tuple[int, Any]:
+    """What the process holds more of after the call, as the profiler has it, and the result."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        result = call()
+    return sum(event.self_cpu_memory_usage for event in profiled.key_averages()), result
+
+
+def test_the_profiler_sees_it() -> None:
+    logits, target = torch.randn(2048, CLASSES, requires_grad=True), torch.zeros(2048).long()
+
+    def step() -> list[Tensor]:
+        return list(torch.autograd.grad(softreg_ext.cross_entropy(logits, target), logits))
+
+    for _ in range(2):  # memory that comes anew, and what was kept
+        held, gradients = profiled_bytes(step)
+        assert held == gradients[0].nbytes
+        assert profiled_bytes(gradients.clear)[0] == -held
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
