@@ -74,6 +74,8 @@ def linear_cross_entropy(
     time and spare that sum where they are all there are.
     Half types are multiplied as float32, some classes at a time, on processors that have no
     instructions for them, where :func:`torch.mm` takes item by item.
+    Rows whose labels are all ``ignore_index`` are left out of the products on a CPU, unless
+    ``return_lse`` asks for them: with half of the rows ignored a step takes half as long.
     For "mean" and "sum" a forward pass that records gradients computes ``g W`` and ``g^T x`` too
     while the logits are there, and holds them until ``backward()``; on a GPU and under
     ``torch.compile`` that pass multiplies them by the gradient of the loss. The backward pass
