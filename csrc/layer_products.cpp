@@ -3,7 +3,6 @@
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
 #include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/zeros.h>
@@ -14,6 +13,7 @@
 #include <cpuid.h>
 #endif
 
+#include "float_products.h"
 #include "parts.h"
 
 namespace softreg {
@@ -28,6 +28,8 @@ constexpr int64_t kBlockItems = kMostClasses * 768;
 constexpr int64_t kWideItems = 1 << 21;
 // Rows from which on that pays, with the least classes.
 constexpr int64_t kLeastRows = 4;
+// Below, a library that is faster is not worth what stands around its products.
+constexpr int64_t kLeastMultiplications = 1 << 25;
 // Features that a thread takes of the input's gradient.
 constexpr int64_t kLeastFeatures = 32;
 
@@ -48,6 +50,12 @@ bool has_slow_products(const at::Tensor& x) {
 #else
   return false;
 #endif
+}
+
+// Half types on a CPU that has no instructions for them, which ATen multiplies item by item, up to
+// a hundred times as slowly as float32: whether they are multiplied as float32.
+bool widens_products(int64_t rows, int64_t classes, const at::Tensor& factor) {
+  return rows >= kLeastRows && classes >= kLeastClasses && has_slow_products(factor);
 }
 
 at::Tensor widened(const at::Tensor& x) { return x.defined() ? x.to(at::kFloat) : x; }
@@ -101,27 +109,17 @@ int64_t classes_to_round(const at::Tensor& x, int64_t items) {
   return std::max(kLeastClasses, bytes / std::max<int64_t>(1, items * x.element_size()));
 }
 
-at::Tensor product(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias) {
-  return bias.defined() ? at::addmm(bias, input, weight.t()) : at::mm(input, weight.t());
-}
-
-void product_out(at::Tensor output, const at::Tensor& input, const at::Tensor& weight,
-                 const at::Tensor& bias) {
-  if (bias.defined()) {
-    at::addmm_out(output, bias, input, weight.t());
-  } else {
-    at::mm_out(output, input, weight.t());
-  }
-}
-
 void put(const at::Tensor& sum, const at::Tensor& x, bool is_first) {
   is_first ? sum.copy_(x) : sum.add_(x);
 }
 
 }  // namespace
 
-bool widens_products(int64_t rows, int64_t classes, const at::Tensor& factor) {
-  return rows >= kLeastRows && classes >= kLeastClasses && has_slow_products(factor);
+bool gains_from_products(int64_t rows, int64_t classes, int64_t features,
+                         const at::Tensor& factor) {
+  return widens_products(rows, classes, factor) ||
+         (fastest_library(classes, features, factor) == Library::kOnednn &&
+          rows * classes * features >= kLeastMultiplications);
 }
 
 int64_t product_row_bytes(const at::Tensor& input, const at::Tensor& weight, bool float_output) {
@@ -142,25 +140,29 @@ void layer_output(at::Tensor& output, const at::Tensor& input, const at::Tensor&
                   const at::Tensor& bias) {
   const int64_t rows = input.size(0), classes = weight.size(0), features = weight.size(1);
   const at::ScalarType type = input.scalar_type();
-  if (widens_products(input.size(0), weight.size(0), input)) {
+  if (widens_products(rows, classes, input)) {
     const at::Tensor wide_input = widened(input);
+    const Library library = fastest_library(classes, features, wide_input);
     for_each_part_on_threads(
         classes, 1, classes_to_widen(rows + features), [&](const Range& block) {
-          const at::Tensor wide =
-              product(wide_input, widened(block.of_rows(weight)), widened(block.of_rows(bias)));
+          const at::Tensor wide = product(library, wide_input, widened(block.of_rows(weight)),
+                                          widened(block.of_rows(bias)));
           block.of_columns(output).copy_(output.scalar_type() == type ? wide : wide.to(type));
         });
   } else if (output.scalar_type() != type) {
     for_each_part(classes, classes_to_round(input, rows), [&](const Range& some) {
-      some.of_columns(output).copy_(product(input, some.of_rows(weight), some.of_rows(bias)));
+      some.of_columns(output).copy_(
+          product(Library::kAten, input, some.of_rows(weight), some.of_rows(bias)));
     });
   } else if (input.is_cpu() && !at::isReducedFloatingType(type)) {
     // MKL's own way takes up to twice as long for a hundred rows as for a thousand.
+    const Library library = fastest_library(classes, features, input);
     for_each_part_on_threads(classes, 1, classes_in_cache(features), [&](const Range& block) {
-      product_out(block.of_columns(output), input, block.of_rows(weight), block.of_rows(bias));
+      product_out(block.of_columns(output), library, input, block.of_rows(weight),
+                  block.of_rows(bias));
     });
   } else {
-    product_out(output, input, weight, bias);
+    product_out(output, Library::kAten, input, weight, bias);
   }
 }
 
@@ -168,14 +170,16 @@ void layer_grad_input(at::Tensor& grad_input, const at::Tensor& grad_output,
                       const at::Tensor& weight) {
   const int64_t rows = grad_output.size(0), classes = weight.size(0), features = weight.size(1);
   if (!widens_products(rows, classes, weight)) {
-    at::mm_out(grad_input, grad_output, weight);
+    const Library library = fastest_library(classes, features, weight);
+    product_out(grad_input, library, grad_output, weight.t());
     return;
   }
   for_each_part_on_threads(features, kLeastFeatures, features, [&](const Range& some) {
     at::Tensor sum = at::zeros({rows, some.count}, grad_input.options().dtype(at::kFloat));
+    const Library library = fastest_library(classes, features, sum);
     for_each_part(classes, classes_to_widen(rows + some.count), [&](const Range& block) {
-      sum.addmm_(widened(block.of_columns(grad_output)),
-                 widened(some.of_columns(block.of_rows(weight))));
+      sum.add_(product(library, widened(block.of_columns(grad_output)),
+                       widened(some.of_columns(block.of_rows(weight))).t()));
     });
     some.of_columns(grad_input).copy_(sum);
   });
@@ -184,12 +188,14 @@ void layer_grad_input(at::Tensor& grad_input, const at::Tensor& grad_output,
 void layer_grad_weight(at::Tensor& grad_weight, const at::Tensor& grad_output,
                        const at::Tensor& input, bool is_first) {
   const int64_t rows = input.size(0), classes = grad_weight.size(0), features = input.size(1);
-  if (widens_products(rows, classes, input)) {
-    const at::Tensor wide_input = widened(input);
+  const bool is_widened = widens_products(rows, classes, input);
+  const at::Tensor factor = is_widened ? widened(input) : input;
+  const Library library = fastest_library(classes, features, factor);
+  if (is_widened || library == Library::kOnednn) {
     for_each_part_on_threads(
         classes, 1, classes_to_widen(rows + features), [&](const Range& block) {
           const at::Tensor grad = widened(block.of_columns(grad_output));
-          put(block.of_rows(grad_weight), at::mm(grad.t(), wide_input), is_first);
+          put(block.of_rows(grad_weight), product(library, grad.t(), factor.t()), is_first);
         });
   } else if (grad_weight.scalar_type() != input.scalar_type()) {
     const int64_t most = std::min(classes, classes_to_round(input, features));

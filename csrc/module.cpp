@@ -11,6 +11,7 @@
 
 #include "cpu/active_kernels.h"
 #include "cpu/large_results.h"
+#include "float_products.h"
 #include "layer_rows.h"
 #include "ops.h"
 
@@ -114,6 +115,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info);
   m.def("release_memory", &release_memory);
   m.def("set_chunk_bytes", &set_chunk_bytes);
+  m.def("set_onednn", &set_onednn);
 }
 
 }  // namespace softreg

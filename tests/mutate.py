@@ -192,10 +192,12 @@ MUTATIONS = [
     Mutation("linear_cross_entropy.cpp", "of_chunk.args.reduction = args.reduction;", ""),
     Mutation("linear_cross_entropy.cpp", "has_row_losses ? chunk.of(grad.grad_loss) :", ""),
     Mutation("linear_cross_entropy.cpp", "*grad.grad_lse", "*grad.grad_lse * 2"),
+    Mutation("float_products.cpp", "output.copy_(onednn_product(a, b, bias))", "output.zero_()"),
+    Mutation("float_products.cpp", "classes >= kLeast && features >= kLeast", "true"),
     Mutation("layer_products.cpp", "is_first ? sum.copy_(x) :", ""),
     Mutation("layer_products.cpp", "is_first ? 0 : 1", "1"),
     Mutation("layer_products.cpp", "body(Range{i * in_part,", "body(Range{0,"),
-    Mutation("layer_products.cpp", "sum.addmm_(", "at::addmm(sum, "),
+    Mutation("layer_products.cpp", "sum.add_(product(", "sum.copy_(product("),
     Mutation("autograd/early_layer_gradients.cpp", "return was_right ?", "return true ?"),
     Mutation("autograd/early_layer_gradients.cpp", "gradient->mul_(factor)", "(void)gradient"),
     Mutation(

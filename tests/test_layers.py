@@ -17,7 +17,7 @@ LAYERS = [
         4,
     ),
     (
-        r"cpu/|cuda/|meta/|((linear_)?args|checks|row_matrix|kernel_inputs|layer_(products|rows))\.",
+        r"cpu/|cuda/|meta/|((linear_)?args|checks|row_matrix|kernel_inputs|(float|layer)_products|layer_rows)\.",
         3,
     ),
     (r"autograd/|(ops|linear_cross_entropy|no_autocast|module)\.", 2),

@@ -1,12 +1,16 @@
 """The matrix products of linear_cross_entropy, where they are shared out or widened."""
 
 import platform
+import re
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from cases import DEVICE, DTYPES, random_source
 from linear_cases import HALF_TYPES, apart, check, fused, is_in_chunks, results
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from softreg_ext._extension import _C
 
@@ -26,13 +30,20 @@ def make_wide(features: int, dtype: torch.dtype, bias: bool) -> tuple[list[Tenso
 
 
 @pytest.fixture(params=[0, 4 * ROW_BYTES], ids=["one chunk", "chunks"])
-def chunks(request: pytest.FixtureRequest) -> object:
+def chunks(request: pytest.FixtureRequest) -> Iterator[None]:
     before = _C.set_chunk_bytes(request.param)
     yield
     _C.set_chunk_bytes(before)
 
 
-@pytest.mark.usefixtures("chunks")
+@pytest.fixture(params=[False, True], ids=["MKL", "oneDNN"])
+def library(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = _C.set_onednn(request.param)
+    yield
+    _C.set_onednn(before)
+
+
+@pytest.mark.usefixtures("chunks", "library")
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("features", [8, 1000])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -41,6 +52,56 @@ def test_many_classes(dtype: torch.dtype, features: int, bias: bool) -> None:
     leaves, target = make_wide(features, dtype, bias)
     check(leaves, target, terms=CLASSES)
     check(leaves, target, terms=CLASSES, reduction="none")
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("layout", ["strided", "transposed"])
+def test_layers_that_are_views(layout: str) -> None:
+    leaves, target = make_wide(24, torch.float32, bias=True)
+    views = [
+        x.detach().repeat_interleave(2, 1)[:, ::2]
+        if layout == "strided"
+        else x.detach().t().contiguous().t()
+        for x in leaves[:2]
+    ]
+    assert not any(x.is_contiguous() for x in views)
+    check([*(x.requires_grad_() for x in views), leaves[2]], target, terms=CLASSES)
+
+
+def takes_onednn(leaves: list[Tensor], target: Tensor) -> bool:
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        fused(leaves, target).backward()
+    return any(event.key == "mkldnn::_linear_pointwise" for event in profiled.key_averages())
+
+
+def is_zen_5_or_later() -> bool:
+    path = Path("/proc/cpuinfo")
+    told = dict(re.findall(r"(\w[\w ]*\w)\s*: (.*)", path.read_text())) if path.exists() else {}
+    return told.get("vendor_id") == "AuthenticAMD" and int(told["cpu family"]) >= 0x1A
+
+
+@pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN:UserWarning")
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="a GPU has its own")
+def test_which_library() -> None:
+    """oneDNN's is not worth it for few features or classes; no other type is MKL's."""
+    leaves, target = make_wide(1000, torch.float32, bias=False)
+    expected = torch.backends.mkl.is_available() and is_zen_5_or_later()
+    assert is_in_chunks(fused(leaves, target)) == expected
+    assert takes_onednn(leaves, target) == expected
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert not takes_onednn(leaves, target)
+    try:
+        _C.set_chunk_bytes(4 * ROW_BYTES)
+        assert not takes_onednn(*make_wide(8, torch.float32, bias=False))
+        assert not takes_onednn(*make_wide(1000, torch.float64, bias=False))
+        _C.set_onednn(True)
+        assert takes_onednn(*make_wide(8, torch.float32, bias=False))
+        assert not takes_onednn(*make_wide(8, torch.float64, bias=False))
+        _C.set_onednn(False)
+        assert not takes_onednn(leaves, target)
+    finally:
+        _C.set_onednn(None)
+        _C.set_chunk_bytes(0)
 
 
 @pytest.mark.skipif(DEVICE.type != "cpu", reason="threads of the host")

@@ -64,12 +64,13 @@ bool gains_from_chunks(const LinearCrossEntropyArgs& args) {
   const c10::SymDimVector shape = args.logits_shape();
   const auto rows = shape[0].maybe_as_int();
   const auto in_row = c10::multiply_integers(shape.begin() + 1, shape.end()).maybe_as_int();
-  if (!rows || !in_row) {
+  const auto features = args.input.sym_size(1).maybe_as_int();
+  if (!rows || !in_row || !features) {
     return true;
   }
   const int64_t item_bytes = c10::elementSize(args.logits_type());
   return *rows * *in_row * item_bytes > few_bytes(args.input) ||
-         widens_products(*rows, *in_row, args.input);
+         gains_from_products(*rows, *in_row, *features, args.input);
 }
 
 class LinearCrossEntropyFunction : public torch::autograd::Function<LinearCrossEntropyFunction> {
