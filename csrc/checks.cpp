@@ -48,10 +48,11 @@ bool has_shape_of_probabilities(const CrossEntropyArgs& args) {
 
 void check_probabilities(const CrossEntropyArgs& args) {
   TORCH_CHECK(args.has_probabilities(), "cross_entropy: target has input's shape ",
-              args.target.sym_sizes(), ", so holds class probabilities of a floating point type, ",
-              "but got ", args.target.scalar_type());
+              args.target.sym_sizes(),
+              ", so it must hold class probabilities of a floating point type, but got ",
+              args.target.scalar_type());
   TORCH_SYM_CHECK(args.ignore_index.sym_lt(0),
-                  "cross_entropy: ignore_index does not go with a target of ",
+                  "cross_entropy: ignore_index must be negative where target holds ",
                   "class probabilities, but got ", args.ignore_index);
 }
 

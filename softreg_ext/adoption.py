@@ -148,19 +148,19 @@ def _restore_if_unused() -> None:
 def patch() -> Patch:
     """Make ``F.cross_entropy`` and ``nn.CrossEntropyLoss`` use the fused op.
 
-    And, from torch 2.13 on, ``F.linear_cross_entropy`` and ``nn.LinearCrossEntropyLoss`` the one
-    with the layer.
+    From torch 2.13 on, ``F.linear_cross_entropy`` and ``nn.LinearCrossEntropyLoss`` use the fused
+    op with the layer.
 
-    For the whole process, from now on: until `unpatch`, or to the end of the block where it is
-    called as ``with softreg_ext.patch():``. Blocks nest, and may overlap in several threads; the
+    The patch applies to the whole process until `unpatch`, or until the end of the block if called
+    as ``with softreg_ext.patch():``. Blocks may be nested, and may overlap in several threads; the
     last to end restores the originals. A second call changes nothing.
 
-    The originals still run where they take more than the fused ops or mean something else: tensors
+    PyTorch's originals still handle what the fused ops do not accept or treat differently: tensors
     that are not on the CPU, tensor subclasses, other dtypes, a weight that requires grad, a
-    negative smoothing. Only calls by way of the module are changed (``F.cross_entropy(...)``, as in
-    ``nn.CrossEntropyLoss`` and in most libraries): a name imported from it before stays the
-    original's, and code that ``torch.compile`` has already compiled stays as it is. TorchScript
-    cannot compile ``nn.CrossEntropyLoss`` once it has seen the fused op in it.
+    negative smoothing. Only calls through the module are redirected (``F.cross_entropy(...)``, as
+    in ``nn.CrossEntropyLoss`` and in most libraries): a name imported from it earlier still refers
+    to the original, and code already compiled by ``torch.compile`` is unchanged. TorchScript cannot
+    compile ``nn.CrossEntropyLoss`` once it has seen the fused op in it.
 
     Returns:
         A context manager that undoes this call.

@@ -102,20 +102,36 @@ def _parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser(
         "train",
-        help="train, and write what came of it to a run folder",
+        help="train and write the results to a run folder",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     train.set_defaults(run=run_training, out=None)
     add = train.add_argument
-    add("--data", choices=DATA_CHOICES, default="auto", help="images to train on")
+    add(
+        "--data",
+        choices=DATA_CHOICES,
+        default="auto",
+        help="auto: Fashion-MNIST if it is found or can be downloaded, else drawn garments",
+    )
     add("--data-dir", metavar="DIR", help="folder with the four Fashion-MNIST files")
-    add("--loader", choices=LOADER_CHOICES, default="tensor", help="how batches are made")
-    add("--loss", choices=LOSSES, default="fused", help="this package's loss or torch's")
-    add("--compare", action="store_true", help="train with both losses, in turns")
+    add(
+        "--loader",
+        choices=LOADER_CHOICES,
+        default="tensor",
+        help="tensor: fast; dataloader: torch's, as in the textbook",
+    )
+    add("--loss", choices=LOSSES, default="fused", help="fused: this package's; torch: PyTorch's")
+    add("--compare", action="store_true", help="train with both losses, alternating")
     add("--epochs", type=_integer(1), default=10, metavar="N", help="epochs to train")
     add("--batch-size", type=_integer(1), default=256, metavar="N", help="samples per batch")
     add("--lr", type=_learning_rate, default=0.1, metavar="X", help="learning rate")
-    add("--seed", type=_integer(0), default=0, metavar="N", help="of weights and batches")
+    add(
+        "--seed",
+        type=_integer(0),
+        default=0,
+        metavar="N",
+        help="of the initial weights and the batch order",
+    )
     out_help = "run folder, runs/<time> if left out"
     add("--out", metavar="DIR", default=argparse.SUPPRESS, help=out_help)
     add("--overwrite", action="store_true", help="replace the run that --out holds")
@@ -133,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     predict = commands.add_parser("predict", help="name the garments in pictures")
     predict.set_defaults(run=_predict)
     add = predict.add_argument
-    add("run_folder", metavar="RUN", help="run folder")
+    add("run_folder", metavar="RUN", help="folder that softreg train wrote")
     add("images", nargs="+", metavar="IMAGE", help="any file that Pillow opens")
     add(
         "--invert",
@@ -142,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
         help="swap light and dark (auto: when the border is bright)",
     )
 
-    info = commands.add_parser("info", help="tell versions, build and hardware")
+    info = commands.add_parser("info", help="print versions, build and hardware")
     info.set_defaults(run=_info)
     return parser
 

@@ -57,29 +57,33 @@ def cross_entropy(
     size_average: bool | None = None,
     reduce: bool | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    r"""Softmax cross-entropy of logits, fused into one kernel each way.
+    r"""Softmax cross-entropy of logits, fused into one kernel in each direction.
 
     Equivalent to :func:`torch.nn.functional.cross_entropy`. With ``lse = log(sum_c exp(x_c))``,
     class weights ``w`` and smoothing ``s``, a row's loss for the label ``t`` is
     ``(1 - s) w_t (lse - x_t) + s/C sum_c w_c (lse - x_c)`` (label smoothing as in Szegedy et al.,
     2016), and for class probabilities ``q`` it is
-    ``sum_c w_c ((1 - s) q_c + s/C) (lse - x_c)``. The row's maximum is taken off first, so that the
+    ``sum_c w_c ((1 - s) q_c + s/C) (lse - x_c)``. The row's maximum is subtracted first, so the
     result is exact for logits of any size. ``"mean"`` divides by the sum of the labels' weights, or
     with probabilities by the number of rows.
 
-    Where it differs: a row whose label is ``ignore_index`` is not read, so a NaN in it does not
-    reach the gradient; a ``label_smoothing`` below 0 or NaN is an error; int32 and int16 labels
-    are taken as well; ``size_average`` and ``reduce`` are taken by name alone, so that
-    ``ignore_index`` comes next to ``weight``; TorchScript traces it but cannot compile it; the mean
-    of smoothed labels that all have weight 0 is infinite, not NaN.
+    Differences from PyTorch:
 
-    ``input`` may be a DTensor, which shares out the rows, the classes or both, and ``target`` and
-    ``weight`` are then DTensors on the same mesh or the same on every process. The loss is one too,
-    for "none" sharded as the rows are, else replicated. Of classes that are shared out each process
-    reads its own, and three numbers a row travel; there are first derivatives only, and a NaN in an
-    ignored row reaches that row's gradient. For probabilities and smoothed labels the classes are
-    gathered first. A label out of range in a DTensor that shares rows out is an error of the
-    processes that have its row, for which the others wait.
+    - A row whose label is ``ignore_index`` is not read: a NaN in it does not reach the gradient.
+    - A ``label_smoothing`` that is negative or NaN is an error.
+    - int32 and int16 labels are accepted too.
+    - ``size_average`` and ``reduce`` are keyword-only, so ``ignore_index`` directly follows
+      ``weight``.
+    - TorchScript can trace the function but not compile it.
+    - The mean of smoothed labels that all have weight 0 is infinite, not NaN.
+
+    ``input`` may be a DTensor sharded over rows, classes or both; ``target`` and ``weight`` must
+    then be DTensors on the same mesh, or the same on every process. The loss is a DTensor too,
+    sharded like the rows for "none" and replicated otherwise. If classes are sharded, each process
+    reads its own and three numbers per row are communicated. There are then first derivatives
+    only, and a NaN in an ignored row reaches that row's gradient. For probabilities and smoothed
+    labels the classes are gathered first. If rows are sharded, a label out of range raises only on
+    the processes that have its row, and the others wait for them.
 
     Args:
         input: logits, shape (N, C), (N, C, d1, ..., dK) or (C); float32, float64, bfloat16 or
@@ -87,17 +91,17 @@ def cross_entropy(
         target: labels in [0, C), or ``ignore_index``: the shape of ``input`` without C, int64,
             int32, int16 or uint8. Or class probabilities: the shape of ``input``, any floating
             point type; differentiable too. Sparse ones are made dense.
-        weight: one factor for each class, shape (C), dtype of ``input``; default: all 1. With
-            labels of K-dimensional logits that are not smoothed, any shape of C entries.
+        weight: one factor for each class, shape (C), dtype of ``input``; default: all 1. For
+            K-dimensional logits with labels and no smoothing, any shape with C entries.
         ignore_index: the label whose rows add nothing to the loss and get a gradient of zero.
         reduction: "none", "mean" or "sum".
         label_smoothing: in [0, 1]; how much of the target is spread evenly over the classes.
         z_loss: adds ``z_loss * lse^2`` to the loss of each row that counts, before the reduction
             (de Brebisson and Vincent, 2016); it keeps ``lse`` near 0. 0 or positive.
-        logit_scale: multiplies the logits first (the inverse of a temperature). A number: to learn
-            one, multiply the logits by it.
-        softcap: then bounds them to ``softcap * tanh(logits / softcap)`` (as in Gemma 2, 2024);
-            positive; default: no bound.
+        logit_scale: factor that the logits are multiplied by first (an inverse temperature). A
+            plain number; to learn a scale, multiply the logits by it before the call.
+        softcap: bounds the scaled logits to ``softcap * tanh(logits / softcap)`` (as in Gemma 2,
+            2024); positive; default: no bound.
         return_lse: also return ``lse`` of each row, ignored ones too, of the scaled and capped
             logits; differentiable. In float32 for the half types.
         size_average: deprecated; with ``reduce``, overrides ``reduction`` as in PyTorch.
@@ -110,11 +114,12 @@ def cross_entropy(
 
     Raises:
         IndexError: a label is out of range.
-        ValueError: batch sizes differ, ``reduction`` is none of the three, or ``ignore_index`` does
-            not fit in 64 bits.
-        TypeError: an argument is no tensor, integer, number or bool where it should be.
-        NotImplementedError: logits of another dtype, on a device without kernels, or sparse.
-        RuntimeError: any other wrong dtype, shape, device, or value of a number.
+        ValueError: batch sizes differ, ``reduction`` is not one of "none", "mean" and "sum", or
+            ``ignore_index`` does not fit in 64 bits.
+        TypeError: an argument that should be a tensor, an integer, a number or a bool is not.
+        NotImplementedError: the logits have another dtype, are on a device without kernels, or are
+            sparse.
+        RuntimeError: any other wrong dtype, shape or device, or a wrong value of a number.
     """
     if type(ignore_index) is not int:
         ignore_index = arguments.index_of_ignored("cross_entropy", ignore_index)

@@ -26,9 +26,9 @@ def _options_beyond(loss: nn.Module) -> str:
 class CrossEntropyLoss(_WeightedLoss):
     """Softmax cross-entropy of logits; see :func:`softreg_ext.cross_entropy`.
 
-    Takes what :class:`torch.nn.CrossEntropyLoss` takes, by the same names (the deprecated ones by
-    name alone), and can stand in its place. ``weight`` is a buffer: it moves with ``.to()`` and is
-    saved with the state.
+    Takes the arguments of :class:`torch.nn.CrossEntropyLoss` under the same names (the deprecated
+    ones keyword-only) and can replace it. ``weight`` is a buffer: it moves with ``.to()`` and is
+    saved in the ``state_dict``.
 
     Args:
         weight: one factor for each class, shape (C); default: all 1.
@@ -81,8 +81,8 @@ class LinearCrossEntropyLoss(_WeightedLoss):
     """A linear layer and the softmax cross-entropy of its output; see
     :func:`softreg_ext.linear_cross_entropy`.
 
-    Takes what :class:`torch.nn.LinearCrossEntropyLoss` takes, by the same names, and has its state:
-    the layer is ``linear``, of ``C d1 ... dK`` outputs.
+    Takes the arguments of :class:`torch.nn.LinearCrossEntropyLoss` under the same names, and has
+    the same state: the layer is ``linear``, with ``C * d1 * ... * dK`` outputs.
 
     Args:
         in_features: the size of an input.

@@ -235,10 +235,10 @@ def linear_cross_entropy(
         # Of FSDP each process has rows of its own, and a layer that looks like one of tensor
         # parallelism: taken for the same rows they would give a wrong loss, and no error.
         raise RuntimeError(
-            "linear_cross_entropy: input is a plain tensor, but linear_weight a DTensor: with "
-            "tensor parallelism say by DTensor.from_local(input, mesh, placements) which rows each "
-            "process has; with FSDP call the loss where the layer is gathered, as in the forward "
-            "of LinearCrossEntropyLoss under fully_shard"
+            "linear_cross_entropy: input is a plain tensor, but linear_weight is a DTensor: with "
+            "tensor parallelism pass DTensor.from_local(input, mesh, placements) to say which rows "
+            "each process has; with FSDP call the loss where the layer is gathered, as in the "
+            "forward of LinearCrossEntropyLoss under fully_shard"
         )
     _refuse_as_one_process(
         *(linear.linear_cross_entropy, input, linear_weight, target),

@@ -50,8 +50,8 @@ def run_training(args: argparse.Namespace) -> int:
         raise UsageError(f"argument --data-dir: {args.data_dir!r} contradicts --data synthetic")
     if args.out and not args.overwrite and (held := RunFolder(args.out).held):
         raise UsageError(
-            f"argument --out: {args.out!r} holds {held[0].name} of another run: "
-            "--overwrite replaces it"
+            f"argument --out: {args.out!r} already holds {held[0].name} from another run; "
+            "pass --overwrite to replace it"
         )
     device = _device(args.device)
     torch.set_num_threads(args.threads)

@@ -79,7 +79,7 @@ def train(
         num_epochs: Epochs to train.
         optimizer: Any torch optimizer over the parameters of `net`.
         history: Results are appended to this list as epochs finish, so a caller who passes one
-            keeps them through an interrupt. Epochs are counted on from its length.
+            keeps them through an interrupt. Epoch numbers continue from its length.
         on_step: Called after each step; reading the metrics waits for the device.
         on_epoch: Called with each finished epoch.
 
@@ -87,7 +87,7 @@ def train(
         The results of all epochs, `history` if given.
 
     Raises:
-        ValueError: `num_epochs` is smaller than 1, or an iterator gave no sample.
+        ValueError: `num_epochs` is smaller than 1, or an iterator yields no samples.
     """
     if num_epochs < 1:
         raise ValueError(f"num_epochs must be at least 1, got {num_epochs}")
@@ -120,7 +120,7 @@ def train_epoch(
         Mean loss per sample and accuracy, both running over the epoch.
 
     Raises:
-        ValueError: `train_iter` gave no sample.
+        ValueError: `train_iter` yields no samples.
     """
     net.train()
     device = _device_of(net)
@@ -138,7 +138,7 @@ def train_epoch(
         if on_step is not None:
             on_step(metrics)
     if metrics.samples == 0:
-        raise ValueError("train_iter gave no sample")
+        raise ValueError("train_iter yielded no samples")
     return metrics.loss, metrics.accuracy
 
 
@@ -147,7 +147,7 @@ def evaluate_accuracy(net: nn.Module, data_iter: Batches) -> float:
     """Share of samples that `net` classifies right.
 
     Raises:
-        ValueError: `data_iter` gave no sample.
+        ValueError: `data_iter` yields no samples.
     """
     net.eval()
     device = _device_of(net)
@@ -157,7 +157,7 @@ def evaluate_accuracy(net: nn.Module, data_iter: Batches) -> float:
         correct += (net(inputs.to(device)).argmax(1) == target.to(device)).sum()
         samples += len(target)
     if samples == 0:
-        raise ValueError("data_iter gave no sample")
+        raise ValueError("data_iter yielded no samples")
     return int(correct) / samples
 
 

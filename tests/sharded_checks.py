@@ -255,7 +255,7 @@ def check_plain_input() -> None:
     """It does not say which rows it has, as FSDP's, whose layers look like those here."""
     layer = distributed(torch.randn(8, 6), mesh_of(1), (Shard(0),))
     for on_layer in (layer, layer.redistribute(mesh_of(1), (Replicate(),))):
-        with pytest.raises(RuntimeError, match="input is a plain tensor, but linear_weight a DT"):
+        with pytest.raises(RuntimeError, match="input is a plain tensor, but linear_weight is a D"):
             softreg_ext.linear_cross_entropy(torch.randn(4, 6), on_layer, torch.arange(4))
 
 

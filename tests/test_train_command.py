@@ -251,7 +251,9 @@ def test_another_run_is_left_alone(
     before = contents(run)
     capsys.readouterr()
     assert train("--seed", "1") == 2
-    wanted = f"argument --out: {str(run)!r} holds metrics.json of another run: --overwrite"
+    wanted = (
+        f"argument --out: {str(run)!r} already holds metrics.json from another run; pass --"
+    )
     assert wanted in capsys.readouterr().err
     assert contents(run) == before
     assert train("--overwrite", "--seed", "1") == 0

@@ -173,9 +173,9 @@ def test_hooks_see_every_step_and_epoch() -> None:
 def test_nothing_to_train_on_is_an_error() -> None:
     net = make_net()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    with pytest.raises(ValueError, match="train_iter gave no sample"):
+    with pytest.raises(ValueError, match="train_iter yielded no samples"):
         training.train_epoch(net, [], nn.CrossEntropyLoss(), optimizer)
-    with pytest.raises(ValueError, match="data_iter gave no sample"):
+    with pytest.raises(ValueError, match="data_iter yielded no samples"):
         training.evaluate_accuracy(net, [])
     with pytest.raises(ValueError, match="num_epochs must be at least 1, got 0"):
         training.train(net, [], [], nn.CrossEntropyLoss(), 0, optimizer)

@@ -36,19 +36,19 @@ class SyntheticDataWarning(UserWarning):
 def load_dataset(data: DataChoice = "auto", data_dir: str | Path | None = None) -> FashionData:
     """Loads Fashion-MNIST, or what stands in for it.
 
-    Without `data_dir` the ways are, in this order: the cache folder
+    Without `data_dir` these sources are tried in order: the cache folder
     (``$XDG_CACHE_HOME/softreg_ext`` or ``~/.cache/softreg_ext``), the Debian package
     ``dataset-fashion-mnist``, a download through torchvision into the cache folder.
 
     Args:
         data: ``"fashion-mnist"``; ``"synthetic"`` for drawn garments; ``"auto"`` for
-            Fashion-MNIST if there is a way to get it, else drawn garments and a warning.
+            Fashion-MNIST if one of the sources has it, else drawn garments and a warning.
         data_dir: A folder with the four IDX files, gzipped or not, or with
-            ``FashionMNIST/raw/`` in it. No other way is tried then.
+            ``FashionMNIST/raw/`` in it. No other source is tried then.
 
     Raises:
         DataError: `data_dir` lacks files or holds damaged ones, or ``"fashion-mnist"`` was asked
-            for and no way led to it.
+            for and no source had it.
         ValueError: `data` is none of the above, or ``"synthetic"`` together with `data_dir`.
     """
     if data not in DATA_CHOICES:
@@ -101,14 +101,14 @@ def _load_synthetic() -> FashionData:
 
 
 def _search() -> FashionData:
-    """Tries every way in turn; the error lists how each one failed."""
+    """Tries every source in turn; the error lists how each one failed."""
     failures = []
-    ways: dict[str, Callable[[], FashionData]] = {
+    sources: dict[str, Callable[[], FashionData]] = {
         "cache folder": lambda: _load_folder(cache_dir()),
         "system folder": lambda: _load_folder(SYSTEM_DIR),
         "download": lambda: _download(cache_dir()),
     }
-    for title, attempt in ways.items():
+    for title, attempt in sources.items():
         try:
             return attempt()
         except (DataError, OSError) as error:
@@ -120,7 +120,7 @@ def _search() -> FashionData:
                 *failures,
                 "Ways to get it:",
                 "  apt install dataset-fashion-mnist (Debian, Ubuntu);",
-                "  with a network and torchvision installed, run again: it is downloaded;",
+                "  with torchvision installed and a connection, run again: it is downloaded;",
                 f"  put the files {', '.join(_FILES)} (.gz or not) into a folder "
                 "and name it with --data-dir.",
             )
