@@ -127,6 +127,9 @@ int64_t product_row_bytes(const at::Tensor& input, const at::Tensor& weight, boo
     // The input or its gradient, and a block of the output.
     return (input.size(1) + kLeastClasses) * int64_t(sizeof(float));
   }
+  if (fastest_library(weight.size(0), weight.size(1), input) == Library::kOnednn) {
+    return weight.size(1) * input.element_size();  // the input's gradient, before it is copied
+  }
   // The gradient as it is multiplied, and perhaps a copy that the product makes.
   return float_output ? 2 * weight.size(0) * input.element_size() : 0;
 }
@@ -174,7 +177,8 @@ void layer_grad_input(at::Tensor& grad_input, const at::Tensor& grad_output,
     product_out(grad_input, library, grad_output, weight.t());
     return;
   }
-  for_each_part_on_threads(features, kLeastFeatures, features, [&](const Range& some) {
+  const int64_t most = std::max<int64_t>(1, features);
+  for_each_part_on_threads(features, kLeastFeatures, most, [&](const Range& some) {
     at::Tensor sum = at::zeros({rows, some.count}, grad_input.options().dtype(at::kFloat));
     const Library library = fastest_library(classes, features, sum);
     for_each_part(classes, classes_to_widen(rows + some.count), [&](const Range& block) {

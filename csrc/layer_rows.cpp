@@ -20,8 +20,9 @@ constexpr int64_t kRowsToMultiply = 256;
 // products of so many take: up to what those sums take.
 constexpr int64_t kRowsToAdd = 2048;
 
-// Classes whose products take as long as copying a row of the input and one of its gradient.
-constexpr int64_t kClassesToCopy = 64;
+// Each row that is left out saves the products of all its outputs. Each of the others is copied,
+// and its gradient, which takes as long as the products of so many outputs.
+constexpr int64_t kOutputsToCopy = 64;
 
 // How many rows are in a chunk: one at least, whatever its bytes.
 int64_t most_rows(int64_t bytes, int64_t row_bytes) {
@@ -33,21 +34,26 @@ int64_t outputs(const LinearCrossEntropyArgs& args) {
   return c10::multiply_integers(args.linear_weight.sizes().slice(0, args.linear_weight.dim() - 1));
 }
 
+// Those with a label that counts, where leaving out the others saves time, else undefined.
 at::Tensor counted_rows(const LinearCrossEntropyArgs& args) {
   const int64_t rows = args.input.size(0);
   if (rows == 0 || !args.input.is_cpu() || args.has_probabilities()) {
     return {};
   }
   const at::Tensor labels = args.target.to(at::kLong).reshape({rows, -1});
-  const at::Tensor names = labels.ne(args.ignore_index).any(1).nonzero().flatten();
-  const int64_t counted = names.size(0);
-  return (rows - counted) * outputs(args) > counted * kClassesToCopy ? names : at::Tensor();
+  const at::Tensor is_counted = labels.ne(args.ignore_index).any(1);
+  const auto counted = is_counted.sum().item<int64_t>();
+  const bool saves_time = (rows - counted) * outputs(args) > counted * kOutputsToCopy;
+  return saves_time ? is_counted.nonzero().flatten() : at::Tensor();
 }
 
 int64_t rows_of_chunk(const LinearCrossEntropyArgs& args, int64_t rows, int64_t sum_bytes) {
   const at::Tensor weight = args.linear_weight.flatten(0, -2);
-  const int64_t row_bytes = weight.size(0) * c10::elementSize(args.logits_type()) +
-                            product_row_bytes(args.input, weight, args.float_logits);
+  int64_t row_bytes = weight.size(0) * c10::elementSize(args.logits_type()) +
+                      product_row_bytes(args.input, weight, args.float_logits);
+  if (rows != args.input.size(0)) {  // copies, and of the gradient
+    row_bytes += 2 * weight.size(1) * args.input.element_size();
+  }
   const int64_t bytes = chunk_bytes(args.input);
   if (rows * row_bytes <= bytes + sum_bytes) {  // no more memory than in several
     return rows;
@@ -75,16 +81,20 @@ int64_t few_bytes(const at::Tensor& input) {
 int64_t set_chunk_bytes(int64_t bytes) { return chosen_chunk_bytes.exchange(bytes); }
 
 at::Tensor Chunk::of(const at::Tensor& x) const {
-  return names.defined() ? x.index_select(0, names) : x.narrow(0, first, count);
+  return indices.defined() ? x.index_select(0, indices) : x.narrow(0, first, count);
 }
 
 void Chunk::put(const at::Tensor& x, const at::Tensor& rows) const {
-  names.defined() ? x.index_copy_(0, names, rows) : x.narrow(0, first, count).copy_(rows);
+  if (indices.defined()) {
+    x.index_copy_(0, indices, rows);
+  } else {
+    x.narrow(0, first, count).copy_(rows);
+  }
 }
 
 LayerRows::LayerRows(const LinearCrossEntropyArgs& args, bool has_lse, int64_t sum_bytes)
-    : names_(has_lse ? at::Tensor() : counted_rows(args)),
-      count_(are_all() ? args.input.size(0) : names_.size(0)),
+    : indices_(has_lse ? at::Tensor() : counted_rows(args)),
+      count_(are_all() ? args.input.size(0) : indices_.size(0)),
       in_chunk_(rows_of_chunk(args, count_, sum_bytes)) {}
 
 }  // namespace softreg

@@ -18,19 +18,21 @@ int64_t few_bytes(const at::Tensor& input);
 // For tests, which would be slow with chunks of full size; 0: as before. Returns what was set.
 int64_t set_chunk_bytes(int64_t bytes);
 
-// Some of the rows that are multiplied: of a tensor with one for each row of the input, theirs.
+// Some of the rows that are multiplied. Its functions take tensors that have a row for each row of
+// the input.
 struct Chunk {
   int64_t first;  // among those that are multiplied
   int64_t count;
-  at::Tensor names;  // where they are in the input; undefined: from `first` on
+  at::Tensor indices;  // of the input's rows; undefined: from `first` on
 
   at::Tensor of(const at::Tensor& x) const;
   void put(const at::Tensor& x, const at::Tensor& rows) const;
 
-  // Has fill(rows) write them, at their place where they are side by side.
+  // Has fill(rows) write the chunk's rows: in x itself, or in a copy where they are not side by
+  // side.
   template <typename Fill>
   void fill(const at::Tensor& x, const Fill& fill) const {
-    if (!names.defined()) {
+    if (!indices.defined()) {
       at::Tensor rows = of(x);
       fill(rows);
       return;
@@ -41,15 +43,15 @@ struct Chunk {
   }
 };
 
-// On a CPU not those whose labels are all ignored, where leaving them out saves time: their losses,
-// states and gradients are zeros, whatever they hold. A GPU would have to tell the host which.
+// All rows, or on a CPU those with a label that counts, where leaving out the others saves time. A
+// GPU would have to tell the host which they are.
 class LayerRows {
  public:
   // `has_lse`: lse is asked for, of every row, or a gradient flows into it. `sum_bytes`: what the
   // gradients' sums take where they are not in one chunk.
   LayerRows(const LinearCrossEntropyArgs& args, bool has_lse, int64_t sum_bytes);
 
-  bool are_all() const { return !names_.defined(); }
+  bool are_all() const { return !indices_.defined(); }
   bool are_none() const { return count_ == 0; }
   bool are_one_chunk() const { return in_chunk_ == count_; }
   int64_t in_chunk() const { return in_chunk_; }
@@ -63,10 +65,10 @@ class LayerRows {
 
  private:
   Chunk chunk(int64_t first, int64_t count) const {
-    return {first, count, are_all() ? names_ : names_.narrow(0, first, count)};
+    return {first, count, are_all() ? indices_ : indices_.narrow(0, first, count)};
   }
 
-  at::Tensor names_;  // of those that are multiplied; undefined: of all
+  at::Tensor indices_;  // undefined: all
   int64_t count_;
   int64_t in_chunk_;
 };

@@ -77,8 +77,8 @@ def linear_cross_entropy(
     On processors without instructions for half types, these are multiplied as float32, some
     classes at a time; :func:`torch.mm` would multiply them item by item. On AMD's Zen 5, float32
     is multiplied by oneDNN, in half the time of :func:`torch.mm`. On a CPU, rows whose labels are
-    all ``ignore_index`` are left out of the products, unless ``return_lse`` asks for them: with
-    half of the rows ignored, a step takes half as long.
+    all ``ignore_index`` are left out of the products where that saves time and ``return_lse`` does
+    not ask for them: of many classes, with half of the rows ignored, a step takes half as long.
 
     For "mean" and "sum", a forward pass that records gradients also computes ``g W`` and ``g^T x``
     while it has the logits, and keeps them until ``backward()``. On a GPU and under

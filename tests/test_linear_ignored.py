@@ -7,10 +7,12 @@ import pytest
 import torch
 from cases import DEVICE, DTYPES
 from linear_cases import CLASSES, OPTIONS, ROWS, apart, check, fused, make_inputs, results
+from measure import peak_bytes
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 import softreg_ext
+from softreg_ext._extension import _C
 
 OPS = torch.ops.softreg_ext
 pytestmark = pytest.mark.usefixtures("small_chunks")
@@ -71,8 +73,7 @@ def test_what_is_multiplied() -> None:
 
 @on_a_cpu
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
-def test_what_ignored_rows_hold_goes_nowhere(reduction: str) -> None:
-    """A padded batch may hold anything there; the products of PyTorch's ops make it NaN."""
+def test_rows_that_are_left_out_are_not_read(reduction: str) -> None:
     leaves, target = make_mostly_ignored()
     expected = results(fused, leaves, target, reduction=reduction)
     input = torch.full_like(leaves[0], torch.nan)
@@ -85,9 +86,27 @@ def test_what_ignored_rows_hold_goes_nowhere(reduction: str) -> None:
         assert not found[0][ignored].any()
 
 
+@on_a_cpu
+def test_memory() -> None:
+    """What is copied of the input, and of its gradient, counts as the logits do."""
+    _C.set_chunk_bytes(0)
+    leaves = [torch.randn(n, 4096, requires_grad=True) for n in (20000, 200)]
+    target = torch.arange(20000) % 200
+    target[::3] = -100
+
+    def step() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(fused(leaves, target), leaves)
+
+    step()
+    assert (peak_bytes(step) >> 20) - (leaves[0].nbytes >> 20) <= 80
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_gradients_with_the_loss_have_the_bits_of_later_ones(reduction: str) -> None:
-    leaves, target = make_mostly_ignored(torch.float32)
+def test_gradients_with_the_loss_have_the_bits_of_later_ones(
+    reduction: str, dtype: torch.dtype
+) -> None:
+    leaves, target = make_mostly_ignored(dtype)
     gradients = []
     for _ in range(4):
         loss = fused(leaves, target, reduction=reduction)
@@ -131,7 +150,10 @@ def test_nothing_is_left_as_it_was() -> None:
     found = OPS.linear_cross_entropy_forward(*leaves, target, *options, False)
     logits = torch.nn.functional.linear(*leaves)
     torch.testing.assert_close(found, OPS.cross_entropy_forward(logits, target, *options))
-    torch.testing.assert_close(results(fused, leaves, target), results(apart, leaves, target))
+    for labels in (target, torch.full_like(target, -100)):
+        for reduction in ("none", "sum", "mean"):
+            both = [results(f, leaves, labels, reduction=reduction) for f in (fused, apart)]
+            torch.testing.assert_close(*both, equal_nan=True)
 
 
 @on_a_cpu

@@ -142,6 +142,14 @@ def test_products_that_would_be_slow_are_never_left_to_torch(dtype: torch.dtype)
     assert not is_in_chunks(fused(one_row, target[:1]))
 
 
+@pytest.mark.usefixtures("chunks")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_no_features(dtype: torch.dtype) -> None:
+    leaves = [torch.zeros(n, 0, dtype=dtype, requires_grad=True) for n in (37, CLASSES)]
+    target = torch.zeros(37).long()
+    torch.testing.assert_close(results(fused, leaves, target), results(apart, leaves, target))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_no_classes(dtype: torch.dtype) -> None:
     leaves = [torch.randn(20, 6).to(dtype), torch.zeros(0, 6).to(dtype)]

@@ -251,9 +251,7 @@ def test_another_run_is_left_alone(
     before = contents(run)
     capsys.readouterr()
     assert train("--seed", "1") == 2
-    wanted = (
-        f"argument --out: {str(run)!r} already holds metrics.json from another run; pass --"
-    )
+    wanted = f"argument --out: {str(run)!r} already holds metrics.json from another run; pass --"
     assert wanted in capsys.readouterr().err
     assert contents(run) == before
     assert train("--overwrite", "--seed", "1") == 0
