@@ -17,8 +17,7 @@ namespace {
 // Below, in classes or features, what oneDNN does before and after is not worth it.
 constexpr int64_t kLeast = 64;
 
-enum class Choice { kByProcessor, kMkl, kOnednn };
-std::atomic<Choice> choice{Choice::kByProcessor};
+std::atomic<std::optional<bool>> is_onednn_chosen{};
 
 // AMD's with vector units of 512 bits, Zen 5 on: MKL has its code for AVX2 run there.
 bool is_mkl_slow() {
@@ -61,20 +60,15 @@ at::Tensor onednn_product(const at::Tensor& a, const at::Tensor& b, const at::Te
 
 Library fastest_library(int64_t classes, int64_t features, const at::Tensor& factor) {
   static const bool is_faster = at::hasMKL() && is_mkl_slow();
-  const Choice chosen = choice;
-  const bool is_taken = chosen == Choice::kByProcessor
-                            ? is_faster && classes >= kLeast && features >= kLeast
-                            : chosen == Choice::kOnednn;
+  const bool is_taken =
+      is_onednn_chosen.load().value_or(is_faster && classes >= kLeast && features >= kLeast);
   const bool is_float = factor.is_cpu() && factor.scalar_type() == at::kFloat;
   const bool is_there = at::globalContext().userEnabledMkldnn() && onednn_op();
   return is_taken && is_float && is_there ? Library::kOnednn : Library::kAten;
 }
 
 std::optional<bool> set_onednn(std::optional<bool> is_taken) {
-  const Choice now = !is_taken ? Choice::kByProcessor : *is_taken ? Choice::kOnednn : Choice::kMkl;
-  const Choice before = choice.exchange(now);
-  return before == Choice::kByProcessor ? std::nullopt
-                                        : std::make_optional(before == Choice::kOnednn);
+  return is_onednn_chosen.exchange(is_taken);
 }
 
 at::Tensor product(Library library, const at::Tensor& a, const at::Tensor& b,
