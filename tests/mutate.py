@@ -3,8 +3,8 @@
 Run by hand in a clone (each change is compiled, a minute or two apiece): python tests/mutate.py
 With words, only those of the files whose paths contain one of them: python tests/mutate.py core/exp
 
-The 52 that there were on 2026-11-25 were all noticed, and most of those added since; not all have been
-run again. A coefficient of `exp` changed in its 13th bit instead of its 9th is below rounding.
+The 52 that there were on 2026-11-25 were all noticed, and most of those added since; not all have
+been run again. A coefficient of `exp` changed in its 13th bit instead of its 9th is below rounding.
 """
 
 import os

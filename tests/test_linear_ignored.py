@@ -88,7 +88,7 @@ def test_rows_that_are_left_out_are_not_read(reduction: str) -> None:
 
 @on_a_cpu
 def test_memory() -> None:
-    """What is copied of the input, and of its gradient, counts as the logits do."""
+    """What is copied of the input, and of its gradient, counts as the logits do: else 430 MB."""
     _C.set_chunk_bytes(0)
     leaves = [torch.randn(n, 4096, requires_grad=True) for n in (20000, 200)]
     target = torch.arange(20000) % 200
@@ -98,7 +98,7 @@ def test_memory() -> None:
         return torch.autograd.grad(fused(leaves, target), leaves)
 
     step()
-    assert (peak_bytes(step) >> 20) - (leaves[0].nbytes >> 20) <= 80
+    assert (peak_bytes(step) >> 20) - (leaves[0].nbytes >> 20) <= 128
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
