@@ -24,6 +24,9 @@ from build_backend import MINIMUM_TORCH, expose_target_torch  # noqa: E402
 
 # One file of csrc/cpu per instruction set, compiled with its own flags and chosen at run time.
 X86_KERNEL_FLAGS = {
+    # at::vec's portable vectors are loops over lanes. Those that gcc unrolls at once, as it would
+    # without this, it does not turn into vector instructions later.
+    "generic": ["-DCPU_CAPABILITY=DEFAULT", "--param=max-completely-peel-times=4"],
     "avx2": ["-mavx2", "-mfma", "-mf16c", "-DCPU_CAPABILITY=AVX2", "-DCPU_CAPABILITY_AVX2"],
     "avx512": [
         *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"),
