@@ -26,7 +26,7 @@ constexpr int64_t kLeastClasses = 64;
 constexpr int64_t kBlockItems = kMostClasses * 768;
 // What all threads hold in float32 of half types, where it is not more than the least.
 constexpr int64_t kWideItems = 1 << 21;
-// Rows from which on that pays, with the least classes.
+// Of fewer rows ATen's logits are as fast, or faster.
 constexpr int64_t kLeastRows = 4;
 // Below, a library that is faster is not worth what stands around its products.
 constexpr int64_t kLeastMultiplications = 1 << 25;
@@ -54,8 +54,8 @@ bool has_slow_products(const at::Tensor& x) {
 
 // Half types on a CPU that has no instructions for them, which ATen multiplies item by item, up to
 // a hundred times as slowly as float32: whether they are multiplied as float32.
-bool widens_products(int64_t rows, int64_t classes, const at::Tensor& factor) {
-  return rows >= kLeastRows && classes >= kLeastClasses && has_slow_products(factor);
+bool widens_products(int64_t classes, const at::Tensor& factor) {
+  return classes >= kLeastClasses && has_slow_products(factor);
 }
 
 at::Tensor widened(const at::Tensor& x) { return x.defined() ? x.to(at::kFloat) : x; }
@@ -117,13 +117,13 @@ void put(const at::Tensor& sum, const at::Tensor& x, bool is_first) {
 
 bool gains_from_products(int64_t rows, int64_t classes, int64_t features,
                          const at::Tensor& factor) {
-  return widens_products(rows, classes, factor) ||
+  return widens_products(classes, factor) ||
          (fastest_library(classes, features, factor) == Library::kOnednn &&
           rows * classes * features >= kLeastMultiplications);
 }
 
 int64_t product_row_bytes(const at::Tensor& input, const at::Tensor& weight, bool float_output) {
-  if (widens_products(input.size(0), weight.size(0), input)) {
+  if (widens_products(weight.size(0), input)) {
     // The input or its gradient, and a block of the output.
     return (input.size(1) + kLeastClasses) * int64_t(sizeof(float));
   }
@@ -135,7 +135,7 @@ int64_t product_row_bytes(const at::Tensor& input, const at::Tensor& weight, boo
 }
 
 at::Tensor layer_factor(const at::Tensor& grad_output, const at::Tensor& weight) {
-  const bool is_widened = widens_products(grad_output.size(0), weight.size(0), weight);
+  const bool is_widened = widens_products(weight.size(0), weight);
   return is_widened ? grad_output : grad_output.to(weight.scalar_type());
 }
 
@@ -143,7 +143,7 @@ void layer_output(at::Tensor& output, const at::Tensor& input, const at::Tensor&
                   const at::Tensor& bias) {
   const int64_t rows = input.size(0), classes = weight.size(0), features = weight.size(1);
   const at::ScalarType type = input.scalar_type();
-  if (widens_products(rows, classes, input)) {
+  if (rows >= kLeastRows && widens_products(classes, input)) {
     const at::Tensor wide_input = widened(input);
     const Library library = fastest_library(classes, features, wide_input);
     for_each_part_on_threads(
@@ -172,7 +172,7 @@ void layer_output(at::Tensor& output, const at::Tensor& input, const at::Tensor&
 void layer_grad_input(at::Tensor& grad_input, const at::Tensor& grad_output,
                       const at::Tensor& weight) {
   const int64_t rows = grad_output.size(0), classes = weight.size(0), features = weight.size(1);
-  if (!widens_products(rows, classes, weight)) {
+  if (!widens_products(classes, weight)) {
     const Library library = fastest_library(classes, features, weight);
     product_out(grad_input, library, grad_output, weight.t());
     return;
@@ -192,7 +192,7 @@ void layer_grad_input(at::Tensor& grad_input, const at::Tensor& grad_output,
 void layer_grad_weight(at::Tensor& grad_weight, const at::Tensor& grad_output,
                        const at::Tensor& input, bool is_first) {
   const int64_t rows = input.size(0), classes = grad_weight.size(0), features = input.size(1);
-  const bool is_widened = widens_products(rows, classes, input);
+  const bool is_widened = widens_products(classes, input);
   const at::Tensor factor = is_widened ? widened(input) : input;
   const Library library = fastest_library(classes, features, factor);
   if (is_widened || library == Library::kOnednn) {
