@@ -22,11 +22,12 @@ sys.path.insert(0, str(ROOT))
 
 from build_backend import MINIMUM_TORCH, expose_target_torch  # noqa: E402
 
+IS_X86 = platform.machine() in ("x86_64", "AMD64")
+# at::vec's portable vectors are loops over lanes there. Those that gcc unrolls at once, as it would
+# without this, it does not turn into vector instructions later.
+X86_GENERIC_FLAGS = ["--param=max-completely-peel-times=4"]
 # One file of csrc/cpu per instruction set, compiled with its own flags and chosen at run time.
 X86_KERNEL_FLAGS = {
-    # at::vec's portable vectors are loops over lanes. Those that gcc unrolls at once, as it would
-    # without this, it does not turn into vector instructions later.
-    "generic": ["-DCPU_CAPABILITY=DEFAULT", "--param=max-completely-peel-times=4"],
     "avx2": ["-mavx2", "-mfma", "-mf16c", "-DCPU_CAPABILITY=AVX2", "-DCPU_CAPABILITY_AVX2"],
     "avx512": [
         *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"),
@@ -34,8 +35,8 @@ X86_KERNEL_FLAGS = {
     ],
 }
 KERNEL_FLAGS = {
-    "generic": ["-DCPU_CAPABILITY=DEFAULT"],
-    **(X86_KERNEL_FLAGS if platform.machine() in ("x86_64", "AMD64") else {}),
+    "generic": ["-DCPU_CAPABILITY=DEFAULT", *(X86_GENERIC_FLAGS if IS_X86 else [])],
+    **(X86_KERNEL_FLAGS if IS_X86 else {}),
 }
 # Each is compiled once for each of these: compilers run side by side, and none for minutes.
 KERNEL_DTYPES = {

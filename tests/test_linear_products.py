@@ -148,6 +148,7 @@ def test_products_that_would_be_slow_are_never_left_to_torch(dtype: torch.dtype)
     for rows in (37, 1):
         some = [leaves[0].detach()[:rows].requires_grad_(), *leaves[1:]]
         assert is_in_chunks(fused(some, target[:rows])) == is_slow_with_torch(dtype)
+        assert results(fused, some, target[:rows])[1].dtype == dtype
         check(some, target[:rows], terms=CLASSES)
 
 
